@@ -1,0 +1,2 @@
+//! `ringpilot-bench`: argv only.
+fn main() {}

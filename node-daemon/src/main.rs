@@ -1,0 +1,2 @@
+//! `ringpilot`: argv only.
+fn main() {}

@@ -1,0 +1,4 @@
+//! What the daemon and the shim are both made of: the file follower, the ring, the wire types.
+//!
+//! Read the modules in this order; nothing here uses tokio, opens a network connection other than
+//! the node's own socket, or allocates per line.

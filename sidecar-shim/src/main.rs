@@ -1,0 +1,2 @@
+//! `ringpilot-shim`: argv only; the loop is in the library.
+fn main() {}
