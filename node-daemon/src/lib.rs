@@ -1,5 +1,17 @@
 //! The node daemon: from a workload's declaration to a delivered, acknowledged, checkpointed record.
 //!
-//! Modules stand here in the order of the flow.
+//! Modules stand here in the order of the flow; bytes go down this page, positions come back up.
+
+pub mod discover;
+
+pub mod declare;
+
+pub mod decode;
+
+pub mod parse;
+
+pub mod batch;
+
+pub mod ship;
 
 pub mod problem;

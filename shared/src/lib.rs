@@ -1,4 +1,8 @@
 //! What the daemon and the shim are both made of: the file follower, the ring, the wire types.
 //!
-//! Read the modules in this order; nothing here uses tokio, opens a network connection other than
+//! Read the modules in this order. Nothing here uses tokio, opens a network connection other than
 //! the node's own socket, or allocates per line.
+
+pub mod host;
+
+pub mod follow;

@@ -1,0 +1,119 @@
+//! Batches: encoded records bound for one target of one output, with the spans they came from.
+//! Place: parse -> **batch** -> ship.
+//! Invariants: a chunk is one slice encoded once, shared by every flow that was at the same place; its bytes
+//! count against the budget for as long as anyone holds it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How records are written into a chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// One JSON object and `\n` per record.
+    Json,
+    /// The record's text and `\n`.
+    Raw,
+    /// Elasticsearch bulk: `{"create":{"_id":"…"}}\n`, then the object and `\n`. A record whose day is not the
+    /// chunk's names its `_index` by this pattern in its action line.
+    Bulk {
+        /// For example `{target}-{date}`.
+        index: Arc<str>,
+    },
+}
+
+/// Days since 1970-01-01 (UTC): what `{date}` in an index name stands for.
+pub type Day = i32;
+
+/// One record in a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Where it ends in the chunk's bytes (line end included); it starts where the one before ends.
+    pub encoded_end: u32,
+    /// Bytes of the source that became this record, line ends and envelopes included.
+    pub source_bytes: u32,
+    /// Physical lines of the source that became this record.
+    pub lines: u32,
+    /// Where it starts in its file.
+    pub start: u64,
+}
+
+/// One slice, encoded by one codec.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The encoded records.
+    pub bytes: bytes::Bytes,
+    /// One per record, in order.
+    pub records: Vec<Mark>,
+    /// The day whose index the records go to, but those that name another.
+    pub day: Day,
+    /// First 8 bytes of every record id of this source.
+    pub source_hash: u64,
+    /// The stream's generation.
+    pub generation: u16,
+    /// Counts the bytes until the last holder lets go.
+    pub hold: Hold,
+}
+
+impl Chunk {
+    /// Record `n` as encoded, line end included.
+    pub fn record(&self, n: usize) -> &[u8] {
+        let start = if n == 0 {
+            0
+        } else {
+            self.records[n - 1].encoded_end as usize
+        };
+        &self.bytes[start..self.records[n].encoded_end as usize]
+    }
+}
+
+/// A number of bytes counted in a budget until this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    bytes: usize,
+    budget: Arc<AtomicUsize>,
+}
+
+impl Hold {
+    /// Counts `bytes` in `budget`.
+    pub fn new(budget: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        budget.fetch_add(bytes, Ordering::Relaxed);
+        Self {
+            bytes,
+            budget: Arc::clone(budget),
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.budget.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Encoded records bound for one target of one output.
+#[derive(Debug)]
+pub struct Batch {
+    /// Unique among this output's batches since the start.
+    pub id: u64,
+    /// Index, topic or logstore as declared.
+    pub target: Arc<str>,
+    /// The day of its chunks.
+    pub day: Day,
+    /// Identifies the source that every chunk is of, for outputs that keep a source's order; 0 if several.
+    pub chunks: Vec<Arc<Chunk>>,
+    /// Records in all chunks.
+    pub records: usize,
+    /// Encoded bytes in all chunks.
+    pub bytes: usize,
+}
+
+impl Batch {
+    /// Every record in order: its number in the batch, its chunk, and its encoded bytes with line end.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Arc<Chunk>, &[u8])> {
+        self.chunks
+            .iter()
+            .flat_map(|chunk| (0..chunk.records.len()).map(move |n| (chunk, chunk.record(n))))
+            .enumerate()
+            .map(|(n, (chunk, bytes))| (n, chunk, bytes))
+    }
+}
