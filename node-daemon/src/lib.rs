@@ -14,4 +14,8 @@ pub mod batch;
 
 pub mod ship;
 
+pub mod flow;
+
+pub mod ledger;
+
 pub mod problem;

@@ -6,6 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+pub mod target;
+
 /// How records are written into a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Codec {
@@ -41,7 +46,7 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct Chunk {
     /// The encoded records.
-    pub bytes: bytes::Bytes,
+    pub bytes: Bytes,
     /// One per record, in order.
     pub records: Vec<Mark>,
     /// The day whose index the records go to, but those that name another.
@@ -90,6 +95,67 @@ impl Drop for Hold {
     }
 }
 
+/// Buffers of chunks, used again: a fresh one would cost a page fault for every 4 KiB.
+#[derive(Debug, Default)]
+pub struct Pool(Mutex<Vec<Vec<u8>>>);
+
+/// Buffers kept; more than are ever filled at once are given back to the system.
+const POOLED: usize = 16;
+/// A larger one is not kept.
+const POOLED_BYTES: usize = 4 * 1024 * 1024;
+
+impl Pool {
+    /// An empty buffer.
+    pub fn take(&self) -> Vec<u8> {
+        self.0.lock().pop().unwrap_or_default()
+    }
+    /// Gives a buffer back.
+    pub fn give(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() == 0 || buffer.capacity() > POOLED_BYTES {
+            return;
+        }
+        buffer.clear();
+        let mut pooled = self.0.lock();
+        if pooled.len() < POOLED {
+            pooled.push(buffer);
+        }
+    }
+    /// The buffer as bytes that come back here when nobody holds them any more.
+    pub fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Lent {
+            buffer,
+            pool: Arc::clone(self),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Lent {
+    buffer: Vec<u8>,
+    pool: Arc<Pool>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// A part of a batch: the records of one slice of one flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanOf {
+    /// The source, by the pipeline's number.
+    pub source: u64,
+    /// The span's number in the source's flow to the batch's output.
+    pub span: u64,
+}
+
 /// Encoded records bound for one target of one output.
 #[derive(Debug)]
 pub struct Batch {
@@ -99,8 +165,10 @@ pub struct Batch {
     pub target: Arc<str>,
     /// The day of its chunks.
     pub day: Day,
-    /// Identifies the source that every chunk is of, for outputs that keep a source's order; 0 if several.
+    /// One slice each, in the order they were read.
     pub chunks: Vec<Arc<Chunk>>,
+    /// Of which flow each chunk is a span; as many as chunks.
+    pub spans: Vec<SpanOf>,
     /// Records in all chunks.
     pub records: usize,
     /// Encoded bytes in all chunks.

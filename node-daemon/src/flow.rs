@@ -1,0 +1,257 @@
+//! A flow: one source towards one output, with a cursor of its own.
+//! Place: the pipeline holds flows; a worker reads for them, `ack` moves their cursors.
+//! Invariants: the cursor is the end of the contiguous settled prefix; spans settle in any order and leave in
+//! order; what lies between start and cursor is in the ledger, to the byte.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ringpilot_shared::follow::StreamKey;
+use ringpilot_shared::host::LogFile;
+
+use crate::ledger::{Ledger, Lost, Tally};
+
+/// A range of a file that an open group (parts of a line, lines of a record) still holds.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// First byte.
+    pub from: u64,
+    /// One past the last byte.
+    pub to: u64,
+    /// The file before a rotation, where the group began there.
+    pub earlier: Option<Earlier>,
+}
+
+/// The file in which a group began that its successor continues.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    /// Its stream.
+    pub stream: StreamKey,
+    /// Its handle; `None` when it could not be opened again after a restart.
+    pub file: Option<Arc<dyn LogFile>>,
+}
+
+impl Held {
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.to - self.from
+    }
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.to <= self.from
+    }
+    fn same_place(&self, other: &Held) -> bool {
+        self.from == other.from
+            && self.to == other.to
+            && self.earlier.as_ref().map(|e| e.stream) == other.earlier.as_ref().map(|e| e.stream)
+    }
+}
+
+/// A place in a stream: everything before `offset` has been read, and of that the `held` ranges are read again
+/// because their group was still open.
+#[derive(Debug, Clone, Default)]
+pub struct Position {
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// `tail_hash` of the at most 64 bytes before `offset`; 0 at the file's start.
+    pub tail: u64,
+    /// Ranges of open groups before `offset`, in file order, those of an earlier file first. At most 256.
+    pub held: Arc<[Held]>,
+}
+
+impl Position {
+    /// The file's start.
+    pub fn start() -> Self {
+        Self::default()
+    }
+    /// Bytes that open groups hold.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.iter().map(Held::len).sum()
+    }
+    /// Whether two flows stand at the same place with the same open groups, so that one slice serves both.
+    pub fn same_place(&self, other: &Position) -> bool {
+        self.offset == other.offset
+            && self.held.len() == other.held.len()
+            && self
+                .held
+                .iter()
+                .zip(other.held.iter())
+                .all(|(a, b)| a.same_place(b))
+    }
+}
+
+/// What became of the records of one slice so far.
+#[derive(Debug, Default)]
+pub struct Span {
+    /// Its number in the flow, ascending.
+    pub number: u64,
+    /// The cursor once this span and all before it are settled.
+    pub after: Position,
+    /// Records whose fate is still open.
+    pub open: u32,
+    /// Source bytes it takes from the window.
+    pub window: u64,
+    /// The fates known so far.
+    pub ledger: Ledger,
+}
+
+/// A source towards one output.
+#[derive(Debug)]
+pub struct Flow {
+    /// Index of the output.
+    pub output: usize,
+    /// Where it began: bytes before are not its business. What a group brought along from an earlier file counts
+    /// in `brought`.
+    pub start: u64,
+    /// Bytes of an earlier file that its first group continues.
+    pub brought: u64,
+    /// Bytes of its last group that the successor took over.
+    pub handed: u64,
+    /// Next to be read.
+    pub read: Position,
+    /// The end of the contiguous settled prefix.
+    pub cursor: Position,
+    /// Read and not settled, in order.
+    pub spans: VecDeque<Span>,
+    /// Number of the next span.
+    pub next_span: u64,
+    /// Source bytes from the oldest unsettled to the furthest read.
+    pub window: u64,
+    /// Where its bytes went, up to the cursor.
+    pub ledger: Ledger,
+    /// How far it had been sent before the last restart: below that, what is read is a replay.
+    pub sent_before: u64,
+    /// The file's size at which a slice made no progress (an open group): it waits for more.
+    pub stuck_at: Option<u64>,
+    /// What it is doing.
+    pub turn: FlowTurn,
+    /// Bytes it may still read in this round, less what it overdrew.
+    pub deficit: i64,
+    /// Its cursor or ledger has moved since the last save.
+    pub unsaved: bool,
+}
+
+/// Where a flow stands between being quiet and being read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowTurn {
+    /// Nothing to read, as far as is known.
+    Quiet,
+    /// In the queue of those that may be read.
+    Queued,
+    /// A worker reads for it.
+    Reading,
+    /// Its window or its output's share is full; it is queued again when something settles.
+    Starved,
+    /// Everything that will ever be there is read.
+    Done,
+}
+
+impl Flow {
+    /// A flow that begins at `position`.
+    pub fn at(output: usize, start: u64, position: Position) -> Self {
+        Self {
+            output,
+            start,
+            brought: 0,
+            handed: 0,
+            read: position.clone(),
+            cursor: position,
+            spans: VecDeque::new(),
+            next_span: 0,
+            window: 0,
+            ledger: Ledger::default(),
+            sent_before: 0,
+            stuck_at: None,
+            turn: FlowTurn::Quiet,
+            deficit: 0,
+            unsaved: true,
+        }
+    }
+
+    /// Takes note of a slice that was read: records to come, and what was settled on the spot.
+    pub fn push(&mut self, after: Position, records: u32, settled: Ledger, bytes: u64) -> u64 {
+        let replayed = after
+            .offset
+            .min(self.sent_before)
+            .saturating_sub(self.read.offset);
+        self.ledger.replayed += replayed;
+        let number = self.next_span;
+        self.next_span += 1;
+        self.read = after.clone();
+        self.window += bytes;
+        self.spans.push_back(Span {
+            number,
+            after,
+            open: records,
+            window: bytes,
+            ledger: settled,
+        });
+        number
+    }
+
+    /// Settles records of a span. Unknown spans (of a flow that was reset) are ignored.
+    pub fn settle(&mut self, number: u64, records: u32, what: impl FnOnce(&mut Ledger)) {
+        let Some(first) = self.spans.front().map(|span| span.number) else {
+            return;
+        };
+        let Some(span) = number
+            .checked_sub(first)
+            .and_then(|n| self.spans.get_mut(usize::try_from(n).ok()?))
+        else {
+            return;
+        };
+        span.open = span.open.saturating_sub(records);
+        what(&mut span.ledger);
+    }
+
+    /// Moves the cursor over the settled prefix; whether it moved.
+    pub fn collect(&mut self) -> bool {
+        let mut moved = false;
+        while self.spans.front().is_some_and(|span| span.open == 0) {
+            let Some(span) = self.spans.pop_front() else {
+                break;
+            };
+            self.window -= span.window;
+            self.ledger.add(&span.ledger);
+            self.cursor = span.after;
+            moved = true;
+        }
+        self.unsaved |= moved;
+        moved
+    }
+
+    /// Gives up everything from the cursor to `end` as lost.
+    pub fn lose(&mut self, end: u64, reason: Lost) -> Tally {
+        let held = self.cursor.held_bytes();
+        let bytes = end.saturating_sub(self.cursor.offset) + held;
+        let tally = Tally {
+            bytes,
+            lines: 0,
+            records: 0,
+        };
+        if bytes > 0 {
+            self.ledger.lost.entry(reason).or_default().add(tally);
+        }
+        let end = end.max(self.cursor.offset);
+        self.cursor = Position {
+            offset: end,
+            tail: 0,
+            held: Arc::default(),
+        };
+        self.read = self.cursor.clone();
+        self.unsaved = true;
+        tally
+    }
+
+    /// Source bytes between the cursor and what has been read.
+    pub fn in_flight(&self) -> u64 {
+        (self.read.offset - self.read.held_bytes())
+            .saturating_sub(self.cursor.offset - self.cursor.held_bytes())
+    }
+
+    /// Whether position - start = delivered + dead-lettered + filtered + lost, at the cursor.
+    pub fn ledger_closes(&self) -> bool {
+        self.cursor.offset + self.brought
+            == self.start + self.cursor.held_bytes() + self.handed + self.ledger.accounted()
+    }
+}
