@@ -18,4 +18,6 @@ pub mod flow;
 
 pub mod ledger;
 
+pub mod settings;
+
 pub mod problem;

@@ -22,24 +22,110 @@ pub struct Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if !self.container.is_empty() {
-            write!(f, "{}: ", self.container.escape_debug())?;
+            write!(f, "{}: ", Escaped(&self.container))?;
         }
-        write!(f, "{}", self.key.escape_debug())?;
-        if !self.value.is_empty() {
-            write!(f, "={}", self.value.escape_debug())?;
+        if !self.key.is_empty() {
+            write!(f, "{}", Escaped(&self.key))?;
+            if !self.value.is_empty() {
+                write!(f, "={}", Escaped(&self.value))?;
+            }
+            f.write_str(": ")?;
         }
-        write!(
-            f,
-            ": {}; do: {}",
-            self.reason.escape_debug(),
-            self.cure.escape_debug()
-        )
+        write!(f, "{}; do: {}", Escaped(&self.reason), Escaped(&self.cure))
+    }
+}
+
+/// Text from outside, safe on a terminal and in one line. Quotes and backslashes stay, so that a pattern can be
+/// copied as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Escaped<'text>(pub &'text str);
+
+impl std::fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use std::fmt::Write;
+        for c in self.0.chars() {
+            match c {
+                '\'' | '"' | '\\' => f.write_char(c)?,
+                _ => write!(f, "{}", c.escape_debug())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A problem of the daemon's own configuration, which concerns no container.
+pub fn of_operator(
+    key: impl Into<String>,
+    value: impl Into<String>,
+    reason: impl Into<String>,
+    cure: impl Into<String>,
+) -> Problem {
+    Problem {
+        container: String::new(),
+        key: key.into(),
+        value: value.into(),
+        reason: reason.into(),
+        cure: cure.into(),
+    }
+}
+
+/// The known name that `wrong` was most likely meant to be, if one is near.
+pub fn nearest<'known>(wrong: &str, known: &[&'known str]) -> Option<&'known str> {
+    // A short word is near anything; a long foreign one would make the comparison costly.
+    if wrong.len() > 200 {
+        return None;
+    }
+    let wrong = wrong.to_ascii_lowercase();
+    known
+        .iter()
+        .map(|name| {
+            (
+                strsim::jaro_winkler(&wrong, &name.to_ascii_lowercase()),
+                *name,
+            )
+        })
+        .filter(|(score, _)| *score >= 0.78)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// The cure for a wrong name: the nearest known one, and all that are known.
+pub fn use_instead(wrong: &str, known: &[&str]) -> String {
+    let all = known.join(", ");
+    match nearest(wrong, known) {
+        _ if known.is_empty() => "leave it out".to_owned(),
+        Some(name) if known.len() == 1 => format!("use `{name}`"),
+        Some(name) => format!("use `{name}`; known: {all}"),
+        None => format!("use one of: {all}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrong_name_is_cured_by_the_nearest_known_one() {
+        let known = [
+            "none",
+            "json",
+            "csv",
+            "nginx",
+            "apache2",
+            "apache_error",
+            "regexp",
+        ];
+        for (wrong, meant) in [
+            ("ngnix", "nginx"),
+            ("JSON", "json"),
+            ("regex", "regexp"),
+            ("apache", "apache2"),
+        ] {
+            assert_eq!(nearest(wrong, &known), Some(meant));
+        }
+        assert_eq!(nearest("xml", &known), None);
+        assert_eq!(use_instead("a", &[]), "leave it out");
+    }
 
     #[test]
     fn a_problem_names_container_key_reason_and_cure_and_escapes_what_is_foreign() {

@@ -2,6 +2,8 @@
 //! Place: discover -> **declare** -> follow.
 //! Invariant: each declaration stands alone: a bad one is a `Problem` and stops no other.
 
+pub(crate) mod target;
+
 use std::time::Duration;
 
 /// One log that a workload, or the configuration, wants collected.
@@ -109,6 +111,13 @@ pub struct Multiline {
     pub max_lines: usize,
     /// A group that has not grown for this long at the end of its file is closed. Default 5 s.
     pub timeout: Duration,
+}
+
+impl Multiline {
+    /// Most lines of a record unless told otherwise.
+    pub const MAX_LINES: usize = 500;
+    /// How long a group may rest at the end of its file unless told otherwise.
+    pub const TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 /// Where lines that match belong.

@@ -1,0 +1,1075 @@
+//! What an operator may set: the configuration file, and log-pilot's environment where there is none.
+//! Place: read once at the start and at each reload; every stage takes its part of it.
+//! Invariants: an unknown key is an error that names its place and the nearest known key; every problem is told, not
+//! only the first; no secret is printed.
+
+mod environment;
+mod expand;
+mod human;
+mod secret;
+mod sources;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde_yaml_ng::Value;
+
+pub use environment::{VARIABLES, Variable};
+pub use human::{
+    HumanDuration, Permissions, Rate, Size, parse_duration, parse_rate, parse_seconds, parse_size,
+    show_size,
+};
+pub use secret::Secret;
+pub use value::from_value;
+
+use crate::declare::{Declaration, StartAt};
+use crate::problem::{Problem, of_operator, use_instead};
+
+/// Everything an operator has set, defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// This node's name, in every record as `k8s_node_name`.
+    pub node_name: String,
+    /// Where checkpoint, dead letters and control socket are.
+    pub data_dir: PathBuf,
+    /// Where status page, API and metrics are served; `None`: nowhere.
+    pub http: Option<String>,
+    /// Where `/metrics` and the probes are served as well.
+    pub metrics_listen: Option<String>,
+    /// Most bytes in flight, over all outputs.
+    pub memory_budget: usize,
+    /// How long what is in flight may take at SIGTERM.
+    pub shutdown_grace: Duration,
+    /// Prefixes of declarations; where two name one log, the earlier wins.
+    pub label_prefixes: Vec<String>,
+    /// Whose stdout is collected.
+    pub collect_stdout: CollectStdout,
+    /// Where the host's files are seen; `None`: `/host` when mounted, else `/`.
+    pub host_root: Option<PathBuf>,
+    /// Where files that exist at the first start on a fresh `data_dir` are begun.
+    pub start_at: StartAt,
+    /// For times without a zone: an IANA name or an offset.
+    pub time_zone: String,
+    /// Longest record.
+    pub max_line_bytes: usize,
+    /// How long a record may wait for others before its batch is sent.
+    pub batch_wait: Duration,
+    /// Worker threads; `None`: as many as the cores we may use.
+    pub workers: Option<usize>,
+    /// What fields are called.
+    pub fields: FieldShape,
+    /// Labels and annotations of the workload that become fields.
+    pub fields_from: FieldsFrom,
+    /// Whether lag and lines are exported for each container.
+    pub per_container_metrics: bool,
+    /// How workloads are discovered.
+    pub discover: Discover,
+    /// What a workload may ask for.
+    pub policy: PolicySettings,
+    /// What is read besides what is discovered; paths are the host's.
+    pub sources: Vec<Declaration>,
+    /// Where records go; at least one.
+    pub outputs: Vec<OutputSettings>,
+    /// What is odd, but stops nothing.
+    pub warnings: Vec<Problem>,
+}
+
+/// Whose stdout is collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CollectStdout {
+    /// That of containers which declare it.
+    #[default]
+    Declared,
+    /// Also that of each container that declares no stdout, as declaration `_stdout`.
+    All,
+}
+
+/// What a record's fields are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FieldShape {
+    /// As log-pilot calls them.
+    #[default]
+    LogPilot,
+    /// As the Elastic Common Schema does.
+    Ecs,
+}
+
+/// Labels and annotations that become fields.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FieldsFrom {
+    /// Label keys.
+    pub labels: Vec<String>,
+    /// Annotation keys.
+    pub annotations: Vec<String>,
+}
+
+/// Whether a way of discovery is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// When its socket or folder exists, also when it appears later.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always: what is missing is a problem.
+    On,
+}
+
+/// How workloads are discovered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Discover {
+    /// Docker Engine, or Podman by its Docker API.
+    pub docker: DockerSettings,
+    /// containerd or CRI-O.
+    pub cri: CriSettings,
+    /// Shims over their rings.
+    pub rings: RingSettings,
+}
+
+/// Discovery by the Docker API.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DockerSettings {
+    /// Whether it is used.
+    pub mode: Mode,
+    /// Its socket; `None`: the usual places, by `$DOCKER_HOST` first.
+    pub socket: Option<PathBuf>,
+}
+
+/// Discovery by the CRI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CriSettings {
+    /// Whether it is used.
+    pub mode: Mode,
+    /// Its socket; `None`: the usual places of containerd, k3s and CRI-O.
+    pub socket: Option<PathBuf>,
+    /// The kubelet's folder, where the volumes of pods are.
+    pub kubelet_dir: PathBuf,
+    /// Where the runtime writes the stdout of pods.
+    pub pod_logs_dir: PathBuf,
+}
+
+impl Default for CriSettings {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            socket: None,
+            kubelet_dir: "/var/lib/kubelet".into(),
+            pod_logs_dir: "/var/log/pods".into(),
+        }
+    }
+}
+
+/// Discovery by the sockets that shims connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RingSettings {
+    /// Whether it is used.
+    pub mode: Mode,
+    /// Where each pod's socket is made.
+    pub dir: PathBuf,
+}
+
+impl Default for RingSettings {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            dir: "/var/lib/ringpilot/rings".into(),
+        }
+    }
+}
+
+/// What workloads may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PolicySettings {
+    /// For every workload that nothing else is said of.
+    pub default: PolicyRule,
+    /// By namespace; what a rule does not say, the default says.
+    pub namespaces: BTreeMap<String, PolicyRule>,
+    /// By container name (glob); stronger than the namespace.
+    pub containers: BTreeMap<String, PolicyRule>,
+}
+
+/// What one group of workloads may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Targets they may name, as globs.
+    pub targets: Vec<String>,
+    /// Most bytes per second of a container; `None`: any.
+    pub rate: Option<u64>,
+    /// What happens above it.
+    pub on_excess: OnExcess,
+    /// Most bytes of deleted or rotated files that are held open for a container.
+    pub pinned_bytes: u64,
+}
+
+impl Default for PolicyRule {
+    fn default() -> Self {
+        Self {
+            targets: vec!["*".to_owned()],
+            rate: None,
+            on_excess: OnExcess::Wait,
+            pinned_bytes: 1 << 30,
+        }
+    }
+}
+
+/// What happens to lines above a rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExcess {
+    /// They are read later.
+    #[default]
+    Wait,
+    /// They are dropped, counted.
+    Drop,
+}
+
+/// One output: the manners all share, and its type's own keys.
+#[derive(Clone, PartialEq)]
+pub struct OutputSettings {
+    /// Its name: the key under `outputs`.
+    pub name: String,
+    /// Its type, one of [`OUTPUT_TYPES`].
+    pub kind: String,
+    /// Encoded bytes of a batch at which it is sent.
+    pub batch_bytes: usize,
+    /// Requests in flight.
+    pub concurrency: usize,
+    /// How long one request may take.
+    pub timeout: Duration,
+    /// When what failed is tried again.
+    pub retry: RetrySettings,
+    /// Where an output that is added later begins; `None`: now.
+    pub start_at: Option<StartAt>,
+    /// The name it had; its cursors are kept.
+    pub renamed_from: Option<String>,
+    /// What becomes of records it refuses.
+    pub dead_letters: DeadLetterSettings,
+    /// How long a record may wait for others; the daemon's `batch_wait` if none.
+    pub batch_wait: Option<Duration>,
+    /// Its type's own keys, variables expanded: may hold secrets. Read by [`from_value`] at path `outputs.NAME`.
+    pub settings: Value,
+}
+
+impl OutputSettings {
+    /// Where its keys stand in the configuration.
+    pub fn path(&self) -> String {
+        format!("outputs.{}", self.name)
+    }
+
+    /// An output of this type under its own name with every default.
+    pub fn of(kind: &str, settings: Value) -> Self {
+        let manners = Manners::default();
+        Self {
+            name: kind.to_owned(),
+            kind: kind.to_owned(),
+            batch_bytes: manners.batch_bytes.bytes(),
+            concurrency: manners.concurrency,
+            timeout: manners.timeout.0,
+            retry: manners.retry,
+            start_at: None,
+            renamed_from: None,
+            dead_letters: manners.dead_letters,
+            batch_wait: None,
+            settings,
+        }
+    }
+}
+
+impl fmt::Debug for OutputSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Of the type's own keys only the names: a value may be a secret whatever its key is called.
+        let own: Vec<&str> = self
+            .settings
+            .as_mapping()
+            .map(|map| map.keys().filter_map(Value::as_str).collect())
+            .unwrap_or_default();
+        f.debug_struct("OutputSettings")
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .field("batch_bytes", &self.batch_bytes)
+            .field("concurrency", &self.concurrency)
+            .field("timeout", &self.timeout)
+            .field("retry", &self.retry)
+            .field("start_at", &self.start_at)
+            .field("renamed_from", &self.renamed_from)
+            .field("dead_letters", &self.dead_letters)
+            .field("batch_wait", &self.batch_wait)
+            .field("settings", &own)
+            .finish()
+    }
+}
+
+/// When what failed is tried again: endless, with full jitter, unless told otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetrySettings {
+    /// The longest the first pause may be; each next may be twice as long.
+    pub min_backoff: Duration,
+    /// The longest any pause may be.
+    pub max_backoff: Duration,
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self {
+            min_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What becomes of records an output refuses for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterSettings {
+    /// What happens when there is no more room.
+    pub when_full: WhenFull,
+    /// Most bytes kept on disk.
+    pub max_bytes: u64,
+}
+
+impl Default for DeadLetterSettings {
+    fn default() -> Self {
+        Self {
+            when_full: WhenFull::Wait,
+            max_bytes: 256 << 20,
+        }
+    }
+}
+
+/// What happens to a refused record when there is no more room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenFull {
+    /// Its target waits until there is room.
+    #[default]
+    Wait,
+    /// It is dropped, counted as lost.
+    Drop,
+}
+
+/// Every type of output.
+pub const OUTPUT_TYPES: &[&str] = &[
+    "elasticsearch",
+    "kafka",
+    "aliyun_sls",
+    "file",
+    "console",
+    "logstash",
+    "redis",
+    "graylog",
+    "syslog",
+    "http",
+    "null",
+    "count",
+];
+
+/// How many outputs there may be.
+const MOST_OUTPUTS: usize = 64;
+
+impl Settings {
+    /// Reads the configuration file, or without one what log-pilot's environment says. `env` looks up a variable.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn load(
+        file: Option<&Path>,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Vec<Problem>> {
+        let Some(path) = file else {
+            return Self::from_environment(env);
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            vec![of_operator(
+                path.display().to_string(),
+                "",
+                format!("the configuration cannot be read: {error}"),
+                "name a file that exists and is readable, or leave `-c` out to use the environment",
+            )]
+        })?;
+        Self::from_yaml(&text, env).map_err(|mut problems| {
+            for problem in &mut problems {
+                if problem.key.is_empty() {
+                    problem.key = path.display().to_string();
+                }
+            }
+            problems
+        })
+    }
+
+    /// Reads a configuration as [`Settings::load`] does, from its text.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn from_yaml(
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut value: Value = serde_yaml_ng::from_str(text).map_err(|error| {
+            vec![of_operator(
+                "",
+                "",
+                format!("it is not YAML: {}", value::hide_credentials(&error.to_string())),
+                "mend the YAML at that place; indent with spaces, and quote values that hold `: ` or ` #`",
+            )]
+        })?;
+        let mut problems = Vec::new();
+        if value.is_null() {
+            value = Value::Mapping(serde_yaml_ng::Mapping::new());
+        }
+        if let Err(error) = value.apply_merge() {
+            problems.push(of_operator(
+                "<<",
+                "",
+                error.to_string(),
+                "merge mappings only",
+            ));
+        }
+        expand::expand(&mut value, "", env, &mut |path, name| {
+            problems.push(of_operator(
+                path,
+                format!("${{{name}}}"),
+                format!("the environment variable {name} is not set"),
+                format!("set {name}, or give a default: ${{{name}:-VALUE}}"),
+            ));
+        });
+        let file: Option<File> = value::read(&value, "", &mut problems);
+        let settings = file.map(|file| file.settle(env, &mut problems));
+        match settings {
+            Some(settings) if problems.is_empty() => Ok(settings),
+            _ => Err(problems),
+        }
+    }
+
+    /// What log-pilot's environment says; records go to the console if it names no output.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn from_environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let settings = File::default().settle(env, &mut problems);
+        if problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(problems)
+        }
+    }
+}
+
+/// The configuration file as written; names and defaults are the documented ones.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    node_name: Option<String>,
+    data_dir: PathBuf,
+    http: String,
+    metrics_listen: Option<String>,
+    memory_budget: Size,
+    shutdown_grace: HumanDuration,
+    label_prefixes: Option<Vec<String>>,
+    collect_stdout: CollectStdout,
+    host_root: String,
+    start_at: StartAtWritten,
+    time_zone: String,
+    max_line_bytes: Size,
+    batch_wait: HumanDuration,
+    workers: String,
+    fields: FieldShape,
+    fields_from: FieldsFrom,
+    metrics: MetricsWritten,
+    discover: DiscoverWritten,
+    policy: PolicyWritten,
+    sources: Vec<Value>,
+    outputs: serde_yaml_ng::Mapping,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            node_name: None,
+            data_dir: "/var/lib/ringpilot".into(),
+            http: "127.0.0.1:9210".to_owned(),
+            metrics_listen: None,
+            memory_budget: Size(32 << 20),
+            shutdown_grace: HumanDuration(Duration::from_secs(10)),
+            label_prefixes: None,
+            collect_stdout: CollectStdout::Declared,
+            host_root: "auto".to_owned(),
+            start_at: StartAtWritten(StartAt::Beginning),
+            time_zone: "UTC".to_owned(),
+            max_line_bytes: Size(256 << 10),
+            batch_wait: HumanDuration(Duration::from_millis(500)),
+            workers: "auto".to_owned(),
+            fields: FieldShape::LogPilot,
+            fields_from: FieldsFrom::default(),
+            metrics: MetricsWritten::default(),
+            discover: DiscoverWritten::default(),
+            policy: PolicyWritten::default(),
+            sources: Vec::new(),
+            outputs: serde_yaml_ng::Mapping::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MetricsWritten {
+    per_container: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DiscoverWritten {
+    docker: Switch<DockerWritten>,
+    cri: Switch<CriWritten>,
+    rings: Switch<RingsWritten>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DockerWritten {
+    socket: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct CriWritten {
+    socket: Option<String>,
+    kubelet_dir: Option<PathBuf>,
+    pod_logs_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RingsWritten {
+    dir: Option<PathBuf>,
+}
+
+/// `auto`, `true`, `false`, or settings.
+#[derive(Debug, Default)]
+enum Switch<T> {
+    #[default]
+    Auto,
+    Off,
+    On,
+    With(T),
+}
+
+impl<T: Default> Switch<T> {
+    /// The mode it says, and the settings. What names its socket or folder is meant to be used.
+    fn split(self, names_place: impl Fn(&T) -> bool) -> (Mode, T) {
+        match self {
+            Self::Auto => (Mode::Auto, T::default()),
+            Self::Off => (Mode::Off, T::default()),
+            Self::On => (Mode::On, T::default()),
+            Self::With(settings) if names_place(&settings) => (Mode::On, settings),
+            Self::With(settings) => (Mode::Auto, settings),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Switch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Read<T> {
+            type Value = Switch<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`auto`, `true`, `false` or settings")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Switch<T>, E> {
+                Ok(if on { Switch::On } else { Switch::Off })
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Switch<T>, E> {
+                match text {
+                    "auto" => Ok(Switch::Auto),
+                    "true" | "on" => Ok(Switch::On),
+                    "false" | "off" => Ok(Switch::Off),
+                    _ => Err(E::unknown_variant(text, &["auto", "true", "false"])),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Switch<T>, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Switch::With)
+            }
+        }
+        deserializer.deserialize_any(Read(PhantomData))
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PolicyWritten {
+    default: RuleWritten,
+    namespaces: BTreeMap<String, RuleWritten>,
+    containers: BTreeMap<String, RuleWritten>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RuleWritten {
+    targets: Option<Vec<String>>,
+    rate: Option<RateOrNone>,
+    on_excess: Option<OnExcess>,
+    pinned_bytes: Option<Size>,
+}
+
+impl RuleWritten {
+    fn over(self, base: &PolicyRule) -> PolicyRule {
+        PolicyRule {
+            targets: self.targets.unwrap_or_else(|| base.targets.clone()),
+            rate: self.rate.map_or(base.rate, |rate| rate.0),
+            on_excess: self.on_excess.unwrap_or(base.on_excess),
+            pinned_bytes: self.pinned_bytes.map_or(base.pinned_bytes, |size| size.0),
+        }
+    }
+}
+
+/// A rate, or `none`.
+#[derive(Debug, Clone, Copy)]
+struct RateOrNone(Option<u64>);
+
+impl<'de> Deserialize<'de> for RateOrNone {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        parse_rate(&text)
+            .map(|rate| Self(Some(rate)))
+            .map_err(de::Error::custom)
+    }
+}
+
+/// `beginning`, `end`, or an age.
+#[derive(Debug, Clone, Copy)]
+struct StartAtWritten(StartAt);
+
+impl<'de> Deserialize<'de> for StartAtWritten {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "beginning" => Ok(Self(StartAt::Beginning)),
+            "end" => Ok(Self(StartAt::End)),
+            age => parse_duration(age).map(|age| Self(StartAt::Age(age))).map_err(|_| {
+                de::Error::custom(format!(
+                    "`{text}` is no place to start at; do: write `beginning`, `end`, or an age such as `1h`"
+                ))
+            }),
+        }
+    }
+}
+
+/// What all outputs share.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Manners {
+    batch_bytes: Size,
+    concurrency: usize,
+    timeout: HumanDuration,
+    #[serde(deserialize_with = "read_retry")]
+    retry: RetrySettings,
+    start_at: Option<StartAtWritten>,
+    renamed_from: Option<String>,
+    #[serde(deserialize_with = "read_dead_letters")]
+    dead_letters: DeadLetterSettings,
+    batch_wait: Option<HumanDuration>,
+}
+
+/// The keys of [`Manners`]: what else stands in an output is its type's own.
+const MANNERS: &[&str] = &[
+    "batch_bytes",
+    "concurrency",
+    "timeout",
+    "retry",
+    "start_at",
+    "renamed_from",
+    "dead_letters",
+    "batch_wait",
+];
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            batch_bytes: Size(4 << 20),
+            concurrency: 4,
+            timeout: HumanDuration(Duration::from_secs(60)),
+            retry: RetrySettings::default(),
+            start_at: None,
+            renamed_from: None,
+            dead_letters: DeadLetterSettings::default(),
+            batch_wait: None,
+        }
+    }
+}
+
+fn read_retry<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RetrySettings, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Written {
+        min_backoff: Option<HumanDuration>,
+        max_backoff: Option<HumanDuration>,
+    }
+    let (written, default) = (
+        Written::deserialize(deserializer)?,
+        RetrySettings::default(),
+    );
+    let max_backoff = written
+        .max_backoff
+        .map_or(default.max_backoff, |wait| wait.0);
+    let min_backoff = written
+        .min_backoff
+        .map_or(default.min_backoff, |wait| wait.0)
+        .min(max_backoff);
+    if min_backoff.is_zero() {
+        return Err(de::Error::custom(
+            "a pause of 0 would flood the server; do: write at least `1ms`",
+        ));
+    }
+    Ok(RetrySettings {
+        min_backoff,
+        max_backoff,
+    })
+}
+
+fn read_dead_letters<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<DeadLetterSettings, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Written {
+        when_full: Option<WhenFull>,
+        max_bytes: Option<Size>,
+    }
+    let (written, default) = (
+        Written::deserialize(deserializer)?,
+        DeadLetterSettings::default(),
+    );
+    Ok(DeadLetterSettings {
+        when_full: written.when_full.unwrap_or(default.when_full),
+        max_bytes: written.max_bytes.map_or(default.max_bytes, |size| size.0),
+    })
+}
+
+impl File {
+    /// Fills in what was left out, and judges what was written.
+    fn settle(self, env: &dyn Fn(&str) -> Option<String>, problems: &mut Vec<Problem>) -> Settings {
+        let mut warnings = Vec::new();
+        let prefixes = self.label_prefixes.or_else(|| environment::prefixes(env));
+        let label_prefixes = prefixes.unwrap_or_else(|| vec!["aliyun".to_owned()]);
+        if label_prefixes.is_empty() || label_prefixes.iter().any(|prefix| !is_prefix(prefix)) {
+            problems.push(of_operator(
+                "label_prefixes",
+                label_prefixes.join(","),
+                "a prefix is made of letters, digits, `_`, `-` and `.`, and there is at least one",
+                "write for example `[aliyun]`",
+            ));
+        }
+        let workers = match self.workers.as_str() {
+            "auto" => None,
+            number => match number.parse::<usize>() {
+                Ok(workers @ 1..=256) => Some(workers),
+                _ => {
+                    problems.push(of_operator(
+                        "workers",
+                        number,
+                        "it is no number of threads from 1 to 256",
+                        "write `auto`, or a number such as `2`",
+                    ));
+                    None
+                }
+            },
+        };
+        check_range(
+            problems,
+            "memory_budget",
+            self.memory_budget,
+            4 << 20,
+            1 << 40,
+        );
+        check_range(
+            problems,
+            "max_line_bytes",
+            self.max_line_bytes,
+            1 << 10,
+            1 << 20,
+        );
+        check_zone(problems, "time_zone", &self.time_zone);
+        for (key, path) in [("data_dir", Some(&self.data_dir)), ("host_root", None)] {
+            let text = path.map_or(self.host_root.clone(), |path| path.display().to_string());
+            if !text.starts_with('/') && (key, text.as_str()) != ("host_root", "auto") {
+                problems.push(of_operator(
+                    key,
+                    text,
+                    "it is no absolute path",
+                    "write a path that starts with `/`",
+                ));
+            }
+        }
+        let outputs = if self.outputs.is_empty() {
+            environment::outputs(env, problems, &mut warnings)
+        } else {
+            outputs(&self.outputs, problems, &mut warnings)
+        };
+        if outputs.len() > MOST_OUTPUTS {
+            problems.push(of_operator(
+                "outputs",
+                outputs.len().to_string(),
+                format!("there may be at most {MOST_OUTPUTS}"),
+                "send to fewer, or run a second daemon with a data_dir of its own",
+            ));
+        }
+        // Also those that are wrong themselves: one mistake is told once.
+        let written = self.outputs.keys().filter_map(Value::as_str);
+        let names: Vec<&str> = written
+            .chain(outputs.iter().map(|output| output.name.as_str()))
+            .collect();
+        let sources = sources::read(&self.sources, &names, problems);
+        let default = self.policy.default.over(&PolicyRule::default());
+        let rules = |rules: BTreeMap<String, RuleWritten>| {
+            rules
+                .into_iter()
+                .map(|(name, rule)| (name, rule.over(&default)))
+                .collect()
+        };
+        let policy = PolicySettings {
+            namespaces: rules(self.policy.namespaces),
+            containers: rules(self.policy.containers),
+            default,
+        };
+        Settings {
+            node_name: self
+                .node_name
+                .or_else(|| environment::node_name(env))
+                .unwrap_or_default(),
+            data_dir: self.data_dir,
+            http: address(problems, "http", Some(self.http)),
+            metrics_listen: address(problems, "metrics_listen", self.metrics_listen),
+            memory_budget: self.memory_budget.bytes(),
+            shutdown_grace: self.shutdown_grace.0,
+            label_prefixes,
+            collect_stdout: self.collect_stdout,
+            host_root: (self.host_root != "auto").then(|| PathBuf::from(self.host_root)),
+            start_at: self.start_at.0,
+            time_zone: self.time_zone,
+            max_line_bytes: self.max_line_bytes.bytes(),
+            batch_wait: self.batch_wait.0,
+            workers,
+            fields: self.fields,
+            fields_from: self.fields_from,
+            per_container_metrics: self.metrics.per_container,
+            discover: self.discover.settle(),
+            policy,
+            sources,
+            outputs,
+            warnings,
+        }
+    }
+}
+
+impl DiscoverWritten {
+    fn settle(self) -> Discover {
+        let socket = |socket: Option<String>| socket.filter(|s| s != "auto").map(PathBuf::from);
+        let named = |socket: &Option<String>| socket.as_deref().is_some_and(|s| s != "auto");
+        let (docker_mode, docker) = self.docker.split(|docker| named(&docker.socket));
+        let (cri_mode, cri) = self.cri.split(|cri| named(&cri.socket));
+        let (rings_mode, rings) = self.rings.split(|rings| rings.dir.is_some());
+        let (default_cri, default_rings) = (CriSettings::default(), RingSettings::default());
+        Discover {
+            docker: DockerSettings {
+                mode: docker_mode,
+                socket: socket(docker.socket),
+            },
+            cri: CriSettings {
+                mode: cri_mode,
+                socket: socket(cri.socket),
+                kubelet_dir: cri.kubelet_dir.unwrap_or(default_cri.kubelet_dir),
+                pod_logs_dir: cri.pod_logs_dir.unwrap_or(default_cri.pod_logs_dir),
+            },
+            rings: RingSettings {
+                mode: rings_mode,
+                dir: rings.dir.unwrap_or(default_rings.dir),
+            },
+        }
+    }
+}
+
+/// Reads `outputs`: the shared manners here, the rest is left to the output's type.
+fn outputs(
+    written: &serde_yaml_ng::Mapping,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) -> Vec<OutputSettings> {
+    let mut outputs = Vec::new();
+    for (name, value) in written {
+        let Some(name) = name.as_str().filter(|name| is_name(name)) else {
+            problems.push(of_operator(
+                "outputs",
+                name.as_str().unwrap_or_default(),
+                "an output's name is made of letters, digits, `_` and `-`",
+                "write for example `es:`",
+            ));
+            continue;
+        };
+        let path = format!("outputs.{name}");
+        let Value::Mapping(keys) = value else {
+            problems.push(of_operator(
+                path,
+                "",
+                "it is no mapping",
+                "write for example `{type: console}`",
+            ));
+            continue;
+        };
+        let mut own = keys.clone();
+        let kind = match own.remove("type") {
+            // What YAML reads as nothing is the type `null` here; one left empty by mistake must not go unseen.
+            Some(Value::Null) => {
+                warnings.push(of_operator(
+                    format!("{path}.type"),
+                    "null",
+                    "every record sent here is thrown away",
+                    "if that is meant, write `type: \"null\"`; else name another type",
+                ));
+                Some(Value::from("null"))
+            }
+            kind => kind,
+        };
+        let written_kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
+        let Some(kind) = OUTPUT_TYPES.iter().find(|kind| **kind == written_kind) else {
+            let reason = match kind {
+                None => "its type is required and not there".to_owned(),
+                Some(_) => format!("no output type is called `{written_kind}`"),
+            };
+            let cure = use_instead(written_kind, OUTPUT_TYPES);
+            problems.push(of_operator(
+                format!("{path}.type"),
+                written_kind,
+                reason,
+                cure,
+            ));
+            continue;
+        };
+        let shared: serde_yaml_ng::Mapping = MANNERS
+            .iter()
+            .filter_map(|key| own.remove(*key).map(|value| (Value::from(*key), value)))
+            .collect();
+        let Some(manners) = value::read::<Manners>(&Value::Mapping(shared), &path, problems) else {
+            continue;
+        };
+        check_range(
+            problems,
+            &format!("{path}.batch_bytes"),
+            manners.batch_bytes,
+            1 << 10,
+            1 << 30,
+        );
+        if !(1..=256).contains(&manners.concurrency) {
+            problems.push(of_operator(
+                format!("{path}.concurrency"),
+                manners.concurrency.to_string(),
+                "it is no number of requests from 1 to 256",
+                "write for example `4`",
+            ));
+        }
+        outputs.push(OutputSettings {
+            name: name.to_owned(),
+            kind: (*kind).to_owned(),
+            batch_bytes: manners.batch_bytes.bytes(),
+            concurrency: manners.concurrency,
+            timeout: manners.timeout.0,
+            retry: manners.retry,
+            start_at: manners.start_at.map(|start| start.0),
+            renamed_from: manners.renamed_from,
+            dead_letters: manners.dead_letters,
+            batch_wait: manners.batch_wait.map(|wait| wait.0),
+            settings: Value::Mapping(own),
+        });
+    }
+    for output in &outputs {
+        if let Some(old) = &output.renamed_from
+            && outputs.iter().any(|other| other.name == *old)
+        {
+            problems.push(of_operator(
+                format!("{}.renamed_from", output.path()),
+                old.clone(),
+                "an output of that name is still there",
+                "remove the old output, or leave `renamed_from` out",
+            ));
+        }
+    }
+    outputs
+}
+
+/// Whether this names an output or a source.
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 200
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+fn is_prefix(prefix: &str) -> bool {
+    !prefix.is_empty()
+        && prefix
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
+fn check_range(problems: &mut Vec<Problem>, key: &str, size: Size, least: u64, most: u64) {
+    if !(least..=most).contains(&size.0) {
+        problems.push(of_operator(
+            key,
+            size.to_string(),
+            format!("it may be {} to {}", show_size(least), show_size(most)),
+            format!(
+                "write a size in that range, such as `{}`",
+                show_size(size.0.clamp(least, most))
+            ),
+        ));
+    }
+}
+
+/// Whether `zone` is an IANA name this machine knows, or an offset such as `+08:00`.
+pub(crate) fn is_zone(zone: &str) -> bool {
+    jiff::fmt::temporal::DateTimeParser::new()
+        .parse_time_zone(zone)
+        .is_ok()
+}
+
+fn check_zone(problems: &mut Vec<Problem>, key: &str, zone: &str) {
+    if !is_zone(zone) {
+        problems.push(of_operator(
+            key,
+            zone,
+            "no time zone is called so",
+            "write an IANA name such as `Asia/Shanghai`, or an offset such as `+08:00`",
+        ));
+    }
+}
+
+/// Reads `HOST:PORT`; `none`, `off` and `false` are nowhere.
+fn address(problems: &mut Vec<Problem>, key: &str, written: Option<String>) -> Option<String> {
+    let text = written.filter(|text| !matches!(text.as_str(), "none" | "off" | "false" | ""))?;
+    let good = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !good {
+        problems.push(of_operator(
+            key,
+            text.clone(),
+            "it is no address to listen on",
+            "write HOST:PORT such as `127.0.0.1:9210`, or `none`",
+        ));
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests;
