@@ -2,9 +2,14 @@
 //! Place: discover -> **declare** -> follow.
 //! Invariant: each declaration stands alone: a bad one is a `Problem` and stops no other.
 
+mod custom;
+pub mod key;
+mod read;
 pub(crate) mod target;
 
 use std::time::Duration;
+
+pub use read::{ALL_STDOUT, MOST_TARGETS, Reading, read, who};
 
 /// One log that a workload, or the configuration, wants collected.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +40,54 @@ pub struct Declaration {
     pub start_at: Option<StartAt>,
     /// The outputs it goes to; all if empty.
     pub outputs: Vec<String>,
+}
+
+impl Declaration {
+    /// One that says no more than its name, which is also its target, and what it reads.
+    pub fn new(name: &str, what: What) -> Self {
+        Self {
+            name: name.to_owned(),
+            what,
+            tags: Vec::new(),
+            target: name.to_owned(),
+            format: Format::None,
+            multiline: None,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            encoding: None,
+            max_bytes: None,
+            ignore_older: None,
+            start_at: None,
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Its target at an output of this type: a tag named `index` wins for Elasticsearch, one named `topic` for Kafka
+    /// and Redis.
+    pub fn target_for(&self, output_kind: &str) -> &str {
+        let tag = match output_kind {
+            "elasticsearch" => self.tag("index"),
+            "kafka" | "redis" => self.tag("topic"),
+            _ => None,
+        };
+        tag.unwrap_or(&self.target)
+    }
+
+    /// What a tag says.
+    pub fn tag(&self, name: &str) -> Option<&str> {
+        self.tags
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// Sets a tag; one of that name keeps its place and gets the new value.
+fn put_tag(tags: &mut Vec<(String, String)>, key: &str, value: String) {
+    match tags.iter_mut().find(|(name, _)| name == key) {
+        Some((_, old)) => *old = value,
+        None => tags.push((key.to_owned(), value)),
+    }
 }
 
 /// What a declaration reads.
@@ -128,3 +181,6 @@ pub enum Place {
     /// To the line after them.
     Before,
 }
+
+#[cfg(test)]
+mod tests;
