@@ -6,3 +6,7 @@
 pub mod host;
 
 pub mod follow;
+
+pub mod wire;
+
+pub mod ring;

@@ -1,0 +1,1 @@
+//! The messages on the node's socket.
