@@ -2,8 +2,18 @@
 //! Place: **discover** -> declare. An event makes it fast, the periodic full list makes it true.
 //! Invariant: what a runtime names is told as it was named; nothing here opens a log.
 
+pub mod docker;
+mod docker_facts;
+
+mod host_path;
+mod new_names;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::io::BufRead;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 pub use ringpilot_shared::follow::Mount;
 
@@ -109,4 +119,152 @@ pub enum Heard {
     Listed(Runtime),
     /// The runtime cannot be reached, with the cause; told once per change.
     Unreachable(Runtime, String),
+}
+
+/// The pod that a container's labels name, as the kubelet writes them.
+fn pod_of(labels: &BTreeMap<String, String>) -> Option<Pod> {
+    let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
+    Some(Pod {
+        name: labels.get("io.kubernetes.pod.name")?.clone(),
+        namespace: label("io.kubernetes.pod.namespace"),
+        uid: label("io.kubernetes.pod.uid"),
+        container: label("io.kubernetes.container.name"),
+    })
+}
+
+/// `NAME=VALUE` at its first `=`; a bare name has an empty value.
+fn split_environment(entry: String) -> (String, String) {
+    match entry.split_once('=') {
+        Some((name, value)) => (name.to_owned(), value.to_owned()),
+        None => (entry, String::new()),
+    }
+}
+
+/// RFC 3339 as Go writes it, in nanoseconds since 1970; `None` for a time that never was.
+fn time_ns(text: &str) -> Option<i64> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    i64::try_from(time.as_nanosecond())
+        .ok()
+        .filter(|ns| *ns > 0)
+}
+
+/// The order in which a path in a container finds its mount.
+fn longest_first(mounts: &mut Vec<Mount>) {
+    mounts.sort_by(|a, b| {
+        let length = |mount: &Mount| mount.container.as_os_str().len();
+        length(b)
+            .cmp(&length(a))
+            .then_with(|| a.container.cmp(&b.container))
+    });
+    mounts.dedup_by(|later, first| later.container == first.container);
+}
+
+/// Where this process can reach the socket that the host has at `path`, if one is there.
+fn find_socket(host_root: &Path, path: &Path) -> Option<PathBuf> {
+    [
+        Some(path.to_path_buf()),
+        host_path::beneath(host_root, path).ok(),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|path| std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()))
+}
+
+/// Whether the host's folder at `path` holds anything, as this process sees it.
+fn has_names(host_root: &Path, path: &Path) -> bool {
+    host_path::beneath(host_root, path)
+        .and_then(std::fs::read_dir)
+        .is_ok_and(|mut names| names.next().is_some())
+}
+
+/// The overlay's upper directory of a process's root, as its mount table names it.
+fn upper_by_mountinfo(host_root: &Path, pid: u32) -> Option<PathBuf> {
+    let path = host_path::beneath(host_root, Path::new(&format!("/proc/{pid}/mountinfo"))).ok()?;
+    let table = std::io::BufReader::new(std::fs::File::open(path).ok()?);
+    table
+        .split(b'\n')
+        .map_while(Result::ok)
+        .filter_map(|line| upper_of_root(&line))
+        // The last one mounted there is the one that is seen.
+        .last()
+}
+
+/// From one line of mountinfo (proc(5)): `ID PARENT MAJ:MIN ROOT POINT OPTIONS [FIELDS] - TYPE SOURCE SUPER`.
+fn upper_of_root(line: &[u8]) -> Option<PathBuf> {
+    let mut words = line.split(|byte| *byte == b' ');
+    if words.nth(4)? != b"/" {
+        return None;
+    }
+    let mut after = words.skip_while(|word| *word != b"-").skip(1);
+    if after.next()? != b"overlay" {
+        return None;
+    }
+    after
+        .nth(1)?
+        .split(|byte| *byte == b',')
+        .find_map(|option| option.strip_prefix(b"upperdir="))
+        .map(|path| PathBuf::from(unescape(path)))
+}
+
+/// mountinfo writes space, tab, newline and backslash as `\040` and so on.
+fn unescape(text: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                plain.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upper_directory_is_found_in_the_mount_table_of_a_process() {
+        let line = b"619 585 0:58 / / rw,relatime shared:1 master:2 - overlay overlay \
+            rw,lowerdir=/l/1:/l/2,upperdir=/srv/my\\040docker/7/diff,workdir=/w";
+        assert_eq!(
+            upper_of_root(line),
+            Some(PathBuf::from("/srv/my docker/7/diff"))
+        );
+        let other = b"620 619 0:60 / /proc rw - proc proc rw";
+        assert_eq!(upper_of_root(other), None);
+        assert_eq!(upper_of_root(b"1 2 3"), None);
+        assert_eq!(upper_of_root(b""), None);
+    }
+
+    #[test]
+    fn the_mount_that_lies_deepest_is_found_first() {
+        let mount = |path: &str| Mount {
+            container: path.into(),
+            host: "/h".into(),
+        };
+        let mut mounts = vec![mount("/a"), mount("/a/b/c"), mount("/a/b")];
+        longest_first(&mut mounts);
+        assert_eq!(mounts, [mount("/a/b/c"), mount("/a/b"), mount("/a")]);
+    }
+
+    #[test]
+    fn a_time_that_never_was_is_none() {
+        assert_eq!(time_ns("0001-01-01T00:00:00Z"), None);
+        assert_eq!(
+            time_ns("2026-11-24T02:46:36.371824873+01:00"),
+            Some(1_795_484_796_371_824_873)
+        );
+    }
 }
