@@ -77,6 +77,15 @@ impl DockerSocket {
         DockerSocket::FirstOf(paths)
     }
 
+    /// Every place it names, in order.
+    #[must_use]
+    pub fn into_paths(self) -> Vec<PathBuf> {
+        match self {
+            DockerSocket::FirstOf(paths) => paths,
+            DockerSocket::At(path) => vec![path],
+        }
+    }
+
     /// The socket as this process can reach it, if one is there now.
     #[must_use]
     pub fn find(&self, host_root: &Path) -> Option<PathBuf> {

@@ -294,24 +294,23 @@ impl Facts {
         (!path.is_empty()).then(|| PathBuf::from(path))
     }
 
+    /// The upper directory first, in every state: it is there from create until removal, and a file's device
+    /// and inode stay the same in it, while the merged directory is another device and comes and goes with the
+    /// first process. What only the image has (a link, mostly) is found in the second.
     fn roots(&self, host_root: &Path, pid: u32) -> Vec<PathBuf> {
         let mut roots = Vec::new();
-        let mut upper = self.upper.clone();
+        match &self.upper {
+            Some(upper) => roots.push(upper.clone()),
+            None if pid != 0 => roots.extend(super::upper_by_mountinfo(host_root, pid)),
+            None => {}
+        }
         if pid != 0 {
-            if let Some(merged) = &self.merged {
+            match &self.merged {
                 // Seen empty where the mount does not reach this process's mount namespace: then it is no root.
-                if super::has_names(host_root, merged) {
-                    roots.push(merged.clone());
-                }
-            }
-            if roots.is_empty() {
-                roots.push(within_process(pid, "/"));
-            }
-            if upper.is_none() {
-                upper = super::upper_by_mountinfo(host_root, pid);
+                Some(merged) if super::has_names(host_root, merged) => roots.push(merged.clone()),
+                _ => roots.push(within_process(pid, "/")),
             }
         }
-        roots.extend(upper);
         roots
     }
 }
@@ -549,7 +548,8 @@ mod tests {
             .find(|mount| mount.container == Path::new("/scratch"))
             .expect("the tmpfs");
         assert_eq!(tmpfs.host, Path::new("/proc/4242/root/scratch"));
-        assert_eq!(workload.roots[0], Path::new("/proc/4242/root/"));
+        let upper = PathBuf::from(format!("/var/lib/docker/overlay2/{LAYER}/diff"));
+        assert_eq!(workload.roots, [upper, "/proc/4242/root/".into()]);
     }
 
     #[test]

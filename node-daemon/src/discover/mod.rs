@@ -5,6 +5,8 @@
 pub mod docker;
 mod docker_facts;
 
+pub mod fixed;
+
 mod host_path;
 mod new_names;
 
@@ -15,7 +17,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use tokio::sync::mpsc;
+
 pub use ringpilot_shared::follow::Mount;
+
+use crate::settings::{DockerSettings, Mode, Settings};
 
 /// A container as its runtime tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +42,8 @@ pub struct Workload {
     pub mounts: Vec<Mount>,
     /// Where its stdout can be read.
     pub stdout: Stdout,
-    /// Its root file system on the host (overlay `MergedDir`, `UpperDir`, or `/proc/PID/root`), best first.
+    /// Its root file system on the host, best first: the overlay's upper directory, which stays the same from
+    /// create to removal; while it runs also `MergedDir` or `/proc/PID/root`, which have the image's files too.
     pub roots: Vec<PathBuf>,
     /// Its first process on the host; 0 when it does not run.
     pub pid: u32,
@@ -119,6 +126,90 @@ pub enum Heard {
     Listed(Runtime),
     /// The runtime cannot be reached, with the cause; told once per change.
     Unreachable(Runtime, String),
+}
+
+/// How many things may be heard and not yet taken: enough for a burst, few enough to cost nothing.
+const UNHEARD: usize = 256;
+
+/// Starts every way of hearing that `settings` want, each for as long as the receiver lives. `variable` looks up
+/// `DOCKER_HOST` and `XDG_RUNTIME_DIR`. Must be called within a tokio runtime.
+#[must_use]
+pub fn spawn(
+    settings: &Settings,
+    host_root: &Path,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> mpsc::Receiver<Heard> {
+    let (heard, receiver) = mpsc::channel(UNHEARD);
+    for socket in docker_sockets(&settings.discover.docker, variable) {
+        tokio::spawn(docker::watch(
+            socket,
+            host_root.to_path_buf(),
+            heard.clone(),
+        ));
+    }
+    tokio::spawn(fixed::tell(heard));
+    receiver
+}
+
+/// The runtimes whose first [`Heard::Listed`] is worth waiting for, one entry for each that will come: those that
+/// must be there, and those whose socket or folder is there now.
+#[must_use]
+pub fn expected(
+    settings: &Settings,
+    host_root: &Path,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Vec<Runtime> {
+    let mut expected: Vec<Runtime> = docker_sockets(&settings.discover.docker, variable)
+        .into_iter()
+        .filter(|socket| {
+            matches!(socket, docker::DockerSocket::At(_)) || socket.find(host_root).is_some()
+        })
+        .map(|_| Runtime::Docker)
+        .collect();
+    expected.push(Runtime::Static);
+    expected
+}
+
+/// The engines to listen to: the one that is named, or Docker's and Podman's usual places.
+fn docker_sockets(
+    docker: &DockerSettings,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Vec<docker::DockerSocket> {
+    use docker::DockerSocket;
+    if docker.mode == Mode::Off {
+        return Vec::new();
+    }
+    let named = docker.socket.clone().or_else(|| {
+        let host = variable("DOCKER_HOST")?;
+        host.strip_prefix("unix://").map(PathBuf::from)
+    });
+    if let Some(path) = named {
+        let path = match path.to_str().and_then(|path| path.strip_prefix("unix://")) {
+            Some(path) => PathBuf::from(path),
+            None => path,
+        };
+        return vec![DockerSocket::At(path)];
+    }
+    let runtime_dir = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let runtime_dir = runtime_dir.as_deref();
+    match docker.mode {
+        // It must be there: its usual place is the one that is missed.
+        Mode::On => {
+            let found = [
+                DockerSocket::docker(runtime_dir),
+                DockerSocket::podman(runtime_dir),
+            ]
+            .into_iter()
+            .flat_map(DockerSocket::into_paths)
+            .find(|path| path.exists());
+            let path = found.unwrap_or_else(|| PathBuf::from("/var/run/docker.sock"));
+            vec![DockerSocket::At(path)]
+        }
+        _ => vec![
+            DockerSocket::docker(runtime_dir),
+            DockerSocket::podman(runtime_dir),
+        ],
+    }
 }
 
 /// The pod that a container's labels name, as the kubelet writes them.
@@ -246,6 +337,27 @@ mod tests {
         assert_eq!(upper_of_root(other), None);
         assert_eq!(upper_of_root(b"1 2 3"), None);
         assert_eq!(upper_of_root(b""), None);
+    }
+
+    #[test]
+    fn the_engine_is_sought_where_the_operator_or_docker_itself_would_look() {
+        let docker = |mode, socket: Option<&str>| DockerSettings {
+            mode,
+            socket: socket.map(PathBuf::from),
+        };
+        let none = |_: &str| None;
+        let host = |name: &str| (name == "DOCKER_HOST").then(|| "unix:///d.sock".to_owned());
+        let at = |path: &str| vec![docker::DockerSocket::At(path.into())];
+        assert!(docker_sockets(&docker(Mode::Off, Some("/x.sock")), &host).is_empty());
+        assert_eq!(
+            docker_sockets(&docker(Mode::On, Some("unix:///x.sock")), &host),
+            at("/x.sock")
+        );
+        assert_eq!(
+            docker_sockets(&docker(Mode::Auto, None), &host),
+            at("/d.sock")
+        );
+        assert_eq!(docker_sockets(&docker(Mode::Auto, None), &none).len(), 2);
     }
 
     #[test]
