@@ -18,6 +18,8 @@ pub mod flow;
 
 pub mod ledger;
 
+pub mod policy;
+
 pub mod settings;
 
 pub mod problem;

@@ -842,6 +842,9 @@ impl File {
             containers: rules(self.policy.containers),
             default,
         };
+        if let Err(problem) = crate::policy::Policy::new(&policy) {
+            problems.push(problem);
+        }
         Settings {
             node_name: self
                 .node_name
