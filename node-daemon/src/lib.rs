@@ -23,3 +23,11 @@ pub mod policy;
 pub mod settings;
 
 pub mod problem;
+
+pub mod manifest;
+
+pub mod check;
+
+pub mod say;
+
+pub mod cli;

@@ -1,2 +1,7 @@
-//! `ringpilot`: argv only.
-fn main() {}
+//! `ringpilot`: argv only; the commands are in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ringpilot::cli::run(std::env::args_os())
+}

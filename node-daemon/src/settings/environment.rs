@@ -11,7 +11,7 @@ use super::{OUTPUT_TYPES, OutputSettings, parse_seconds};
 use crate::problem::{Problem, of_operator, use_instead};
 
 /// One variable that an operator may set on the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Variable {
     /// Its name.
     pub name: &'static str,
