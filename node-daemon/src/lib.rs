@@ -18,6 +18,8 @@ pub mod flow;
 
 pub mod ledger;
 
+pub mod checkpoint;
+
 pub mod policy;
 
 pub mod settings;

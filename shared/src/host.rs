@@ -91,3 +91,87 @@ pub enum EntryKind {
     /// A FIFO, socket, device, or unknown.
     Other,
 }
+
+/// Files of our own: the checkpoint, dead letters, and what the file output writes. Blocking: never called on a
+/// thread that serves the network.
+pub trait Disk: Send + Sync + std::fmt::Debug {
+    /// Opens a file for reading and writing; with `create` it is made if it is not there, with that mode. What stands
+    /// after `beneath` in `path` is walked without following links.
+    ///
+    /// # Errors
+    /// As the file system gives them; `InvalidInput` for a link, or what is no regular file.
+    fn open(
+        &self,
+        beneath: &Path,
+        path: &Path,
+        create: Option<u32>,
+    ) -> io::Result<Arc<dyn OwnFile>>;
+    /// Gives a file another name, replacing what has it.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes a directory and those above it.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn make_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The names in a directory, in no order.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn names(&self, dir: &Path) -> io::Result<Vec<std::ffi::OsString>>;
+    /// Makes the names in a directory survive a power loss.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that an ordinary user may still write where `dir` is, and of how many in all.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Free bytes.
+    pub free: u64,
+    /// All bytes.
+    pub total: u64,
+}
+
+/// An open file of our own.
+pub trait OwnFile: Send + Sync + std::fmt::Debug {
+    /// Reads at `offset`; 0 at the end.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `parts`, one after the other, from `offset` on. After an error any part of it may be there.
+    ///
+    /// # Errors
+    /// As the file system gives them (`StorageFull` among them).
+    fn write_at(&self, parts: &[io::IoSlice<'_>], offset: u64) -> io::Result<()>;
+    /// Cuts or extends it.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes its content and length survive a power loss (fdatasync).
+    ///
+    /// # Errors
+    /// As the device gives them; after one, what was written since the last success may be gone.
+    fn sync(&self) -> io::Result<()>;
+    /// What it is now.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn stat(&self) -> io::Result<Stat>;
+}

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::batch::Batch;
+use crate::checkpoint::{FlowKey, SavedFlow};
 
 /// What became of one record in one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Load {
     pub batch: Arc<Batch>,
     /// Numbers of the records to send, ascending; all if `None`.
     pub records: Option<Arc<[u32]>>,
+    /// Where the batch's flows stand once all of it is delivered; filled in for an output that `commits`.
+    pub after: Arc<[(FlowKey, SavedFlow)]>,
 }
 
 impl Load {
@@ -86,6 +89,18 @@ pub trait Output: Send + Sync + std::fmt::Debug {
     fn guarantee(&self) -> Guarantee;
     /// Whether a flow's batches must be sent one after the other.
     fn ordered(&self) -> bool;
+    /// Whether it writes the cursors down itself, together with the records (`Load::after`).
+    fn commits(&self) -> bool {
+        false
+    }
+    /// Makes what it has written durable and notes so in its journal; called within a second of a write, before
+    /// cursors are saved. Blocking.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
     /// Tries once to deliver a load. Never retries by itself: `retry` decides when again.
     fn attempt<'a>(&'a self, load: &'a Load) -> Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
     /// Tries the connection without sending a record, for `check --connect`; the cause on failure.

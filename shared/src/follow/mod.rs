@@ -3,7 +3,11 @@
 //! Invariants: a file is matched to a stream by identity, never by path; a handle is held until its bytes are
 //! read and acknowledged; inotify only wakes, stat decides.
 
+pub mod identity;
+
 use std::path::PathBuf;
+
+pub use identity::Identity;
 
 /// One file life and how often it began anew (truncation). A position is (generation, offset).
 #[derive(

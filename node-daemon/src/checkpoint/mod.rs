@@ -1,0 +1,166 @@
+//! The checkpoint: (stream, declaration, output) -> position, and what each stream is recognised by.
+//! Place: ack -> **checkpoint**; read once at the start.
+//! Invariants: it never refuses a start: what is damaged is told and read again from the logs; what is appended is
+//! durable only after a sync; what a sync covers was true when it was appended.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ringpilot_shared::follow::{Identity, StreamKey};
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Day;
+use crate::ledger::Ledger;
+
+/// Which flow a cursor belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FlowKey {
+    /// Its stream.
+    #[serde(rename = "s")]
+    pub stream: StreamKey,
+    /// The declaration's name.
+    #[serde(rename = "d")]
+    pub declaration: Arc<str>,
+    /// The output's name.
+    #[serde(rename = "o")]
+    pub output: Arc<str>,
+}
+
+/// A range that an open group holds before the cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedHeld {
+    /// First byte.
+    pub from: u64,
+    /// One past the last byte.
+    pub to: u64,
+    /// In which earlier file, if not in the flow's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<StreamKey>,
+}
+
+/// Where a flow stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFlow {
+    /// The cursor.
+    #[serde(rename = "p")]
+    pub offset: u64,
+    /// Hash of the bytes before it.
+    #[serde(rename = "t")]
+    pub tail: u64,
+    /// What open groups hold before it.
+    #[serde(rename = "h", default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<SavedHeld>,
+    /// Where it began.
+    #[serde(rename = "a", default)]
+    pub start: u64,
+    /// Bytes of an earlier file that its first group continues.
+    #[serde(rename = "b", default)]
+    pub brought: u64,
+    /// Bytes of its last group that the successor took over.
+    #[serde(rename = "g", default)]
+    pub handed: u64,
+    /// How far it had been sent.
+    #[serde(rename = "m", default)]
+    pub sent: u64,
+    /// Everything that will ever be there is settled.
+    #[serde(rename = "e", default, skip_serializing_if = "std::ops::Not::not")]
+    pub done: bool,
+    /// Where its bytes went.
+    #[serde(rename = "l")]
+    pub ledger: Ledger,
+}
+
+/// What a stream is recognised by, and where it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedStream {
+    /// Its key.
+    pub key: StreamKey,
+    /// What the file is recognised by.
+    pub identity: Identity,
+    /// Whose it is: the container's or pod's id where it was first seen; empty for the host.
+    pub owner: String,
+    /// Its path as last seen, in the owner's view.
+    pub path: PathBuf,
+    /// Last seen modification, nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Which stream took its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<StreamKey>,
+    /// Last seen by the daemon, nanoseconds since 1970: what is not seen for long is forgotten.
+    pub seen_ns: i64,
+}
+
+/// What belongs to a stream as one declaration wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedSource {
+    /// Its stream.
+    pub stream: StreamKey,
+    /// The declaration's name.
+    pub declaration: Arc<str>,
+    /// First 8 bytes of every record id; made once.
+    pub source_hash: u64,
+    /// From which offset on which day counts as the read day, ascending.
+    pub days: Vec<(u64, Day)>,
+}
+
+/// What the file output wrote, in one transaction with the cursors of the flows in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedWrite {
+    /// The output's name.
+    pub output: Arc<str>,
+    /// The file's path.
+    pub path: PathBuf,
+    /// The file's inode.
+    pub inode: u64,
+    /// The file's birth time.
+    pub birth_ns: Option<i64>,
+    /// The file's length after the write.
+    pub length: u64,
+    /// Where the flows in it stand after the write.
+    pub flows: Vec<(FlowKey, SavedFlow)>,
+}
+
+/// One thing that is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// A stream is known, or known better.
+    Stream(SavedStream),
+    /// A source is known, or known better.
+    Source(SavedSource),
+    /// A flow stands here.
+    Flow(FlowKey, SavedFlow),
+    /// A stream is forgotten, with its sources and flows.
+    Forget(StreamKey),
+    /// The file output is about to write.
+    Write(SavedWrite),
+    /// The file output's file is synced up to this length.
+    Synced {
+        /// The output's name.
+        output: Arc<str>,
+        /// The file's path.
+        path: PathBuf,
+        /// The file's inode.
+        inode: u64,
+        /// Up to where.
+        length: u64,
+    },
+    /// The daemon runs in this boot.
+    Boot(u128),
+    /// An output is known since then (nanoseconds since 1970): whether it is new decides where it begins.
+    Output(Arc<str>, i64),
+}
+
+/// Where entries are appended: the checkpoint, or its stand-in in a test of one output.
+pub trait Journal: Send + Sync + std::fmt::Debug {
+    /// Appends entries, all or (after a crash) a prefix; not durable before a sync.
+    ///
+    /// # Errors
+    /// As the disk gives them; then nothing of them counts.
+    fn append(&self, entries: &[Entry]) -> io::Result<()>;
+    /// Makes everything appended so far durable.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn sync(&self) -> io::Result<()>;
+}
