@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+pub mod escape;
+pub mod id;
 pub mod target;
+pub mod time;
 
 /// How records are written into a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

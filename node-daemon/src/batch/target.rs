@@ -12,7 +12,7 @@ pub fn render(pattern: &str, target: &str, day: Day) -> String {
 }
 
 /// Year, month and day of the month of a day since 1970-01-01, in the proleptic Gregorian calendar.
-fn civil(day: Day) -> (i64, i64, i64) {
+pub(super) fn civil(day: Day) -> (i64, i64, i64) {
     // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
     let z = i64::from(day) + 719_468;
     let era = z.div_euclid(146_097);
