@@ -10,6 +10,8 @@ pub mod decode;
 
 pub mod parse;
 
+pub mod tag;
+
 pub mod batch;
 
 pub mod ship;
