@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 pub mod escape;
 pub mod id;
+pub mod json;
 pub mod target;
 pub mod time;
 
