@@ -6,6 +6,8 @@ pub mod discover;
 
 pub mod declare;
 
+pub mod pattern;
+
 pub mod decode;
 
 pub mod parse;
