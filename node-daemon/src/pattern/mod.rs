@@ -105,14 +105,7 @@ impl Pattern {
         let engine = if translated.hard {
             Engine::Hard(Box::new(hard(&translated.pattern)?))
         } else {
-            match plain(&[&translated.pattern]) {
-                Ok(regex) => Engine::Plain(regex),
-                // What only the other engine knows and the translation did not see.
-                Err(reason) => match hard(&translated.pattern) {
-                    Ok(regex) => Engine::Hard(Box::new(regex)),
-                    Err(_) => return Err(reason),
-                },
-            }
+            Engine::Plain(plain(&[&translated.pattern])?)
         };
         let names = match &engine {
             Engine::Plain(regex) => (0..regex.captures_len())
@@ -353,11 +346,23 @@ fn hard(pattern: &str) -> Result<fancy_regex::Regex, String> {
 
 const TOO_LARGE: &str = "it becomes too large (smaller counts in `{…}` help)";
 
-/// The engines draw the pattern and its place over several lines; what matters is in the last, after `error: `.
+/// What matters of an engine's error. They draw the pattern over several lines, and it is the translated one: so
+/// neither the drawing nor the position helps; the cause is in the last line, after this.
 fn last_words(error: &str) -> String {
     let last = error.lines().rev().find(|line| !line.trim().is_empty());
     let last = last.unwrap_or(error).trim();
-    last.strip_prefix("error: ").unwrap_or(last).to_owned()
+    for start in ["error: ", "Error compiling regex: "] {
+        if let Some(cause) = last.strip_prefix(start) {
+            return cause.to_owned();
+        }
+    }
+    match last.strip_prefix("Parsing error at position ") {
+        Some(rest) => rest
+            .split_once(": ")
+            .map_or(rest, |(_, cause)| cause)
+            .to_owned(),
+        None => last.to_owned(),
+    }
 }
 
 #[cfg(test)]

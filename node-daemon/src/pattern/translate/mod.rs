@@ -1,6 +1,6 @@
 //! Say a pattern of Ruby or of Go in the words of the engines here.
 //! Place: `Pattern` calls it once, before it compiles.
-//! Invariants: one pass, in time linear in the pattern; what it does not know it leaves to the engine, whose error is
+//! Invariants: one pass; what it does not know it leaves to the engine, whose error is
 //! then the user's; `hard` is set wherever the plain engine would accept the words and mean something else.
 //!
 //! | written | Ruby | Go |
@@ -15,6 +15,8 @@
 //! | `{` that counts nothing | literal | literal |
 //! | `[` `&&` in `[…]` | nested, intersection | literal |
 //! | `(?i)` | to the end of the group, `\|` included | to the end of the group |
+
+mod classes;
 
 use super::{Dialect, NEST_LIMIT};
 
@@ -239,7 +241,9 @@ impl<'a> Translation<'a> {
 
     /// `{n}`, `{n,}`, `{n,m}`, `{,m}`, or a brace.
     fn braces(&mut self) {
-        let counts = self.rest().split_once('}').map(|(inside, _)| inside);
+        // Twenty digits are more than any count that would compile.
+        let length = self.rest().bytes().take(24).position(|byte| byte == b'}');
+        let counts = length.map(|length| &self.rest()[..length]);
         let digits =
             |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let Some(inside) = counts else {
@@ -412,7 +416,8 @@ impl<'a> Translation<'a> {
             return Err("it ends with a single `\\`".to_owned());
         };
         match character {
-            'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'h' | 'H' => self.short_class(character),
+            'd' | 'D' | 'w' | 'W' | 's' | 'S' => self.short_class(character),
+            'h' | 'H' if self.ruby => self.short_class(character),
             'b' if !self.ruby => self.out.push_str(GO_WORD_EDGE),
             'B' if !self.ruby => self.out.push_str(GO_NO_WORD_EDGE),
             'A' | 'z' | 'b' | 'B' => {
@@ -491,11 +496,8 @@ impl<'a> Translation<'a> {
             'v' => '\x0b',
             'a' => '\x07',
             'e' if self.ruby => '\x1b',
-            'c' if self.ruby => match self.take() {
-                Some(control) if control.is_ascii() => char::from(control as u8 & 0x1f),
-                _ => return bad(self),
-            },
-            'C' if self.ruby && self.eat("-") => match self.take() {
+            'c' | 'C' if self.ruby && (escaped == 'c' || self.eat("-")) => match self.take() {
+                Some('?') => '\x7f',
                 Some(control) if control.is_ascii() => char::from(control as u8 & 0x1f),
                 _ => return bad(self),
             },
@@ -510,11 +512,15 @@ impl<'a> Translation<'a> {
                 }
             }
             'x' | 'u' if escaped == 'x' || self.ruby => {
-                let digits = if self.eat("{") {
+                let braced = self.eat("{");
+                let digits = if braced {
                     self.until('}').unwrap_or_default().trim()
                 } else {
                     self.digits(if escaped == 'x' { 2 } else { 4 }, 16)
                 };
+                if escaped == 'u' && !braced && digits.len() < 4 {
+                    return bad(self);
+                }
                 match u32::from_str_radix(digits, 16)
                     .ok()
                     .and_then(char::from_u32)
@@ -523,9 +529,15 @@ impl<'a> Translation<'a> {
                     None => return bad(self),
                 }
             }
-            letter if letter.is_ascii_alphanumeric() && !self.ruby => {
+            // Ruby takes a letter for itself where it makes no escape; these two do, and no engine here knows them.
+            letter
+                if letter.is_ascii_alphanumeric()
+                    && (!self.ruby || matches!(letter, 'M' | 'X')) =>
+            {
                 let place = self.place(at);
-                return Err(format!("`\\{letter}` at character {place} is no escape"));
+                return Err(format!(
+                    "`\\{letter}` at character {place} is not supported"
+                ));
             }
             other => other,
         };
@@ -541,194 +553,6 @@ impl<'a> Translation<'a> {
             .count();
         self.at += length;
         &rest[..length]
-    }
-
-    fn short_class(&mut self, name: char) {
-        if name.eq_ignore_ascii_case(&'h') && !self.ruby {
-            self.out.push('\\'); // Go has none; the engine says so
-            return self.out.push(name);
-        }
-        let unicode = self.flags.unicode;
-        let text = match (name, unicode) {
-            ('d' | 'D' | 'w' | 'W' | 's' | 'S', true) => {
-                return self.out.push_str(&format!("\\{name}"));
-            }
-            ('d', _) => "[0-9]",
-            ('D', _) => "[^0-9]",
-            ('w', _) => "[0-9A-Za-z_]",
-            ('W', _) => "[^0-9A-Za-z_]",
-            ('s', _) if self.ruby => r"[\t\n\x0b\f\r ]",
-            ('S', _) if self.ruby => r"[^\t\n\x0b\f\r ]",
-            ('s', _) => r"[\t\n\f\r ]",
-            ('S', _) => r"[^\t\n\f\r ]",
-            ('h', _) => "[0-9A-Fa-f]",
-            _ => "[^0-9A-Fa-f]",
-        };
-        self.out.push_str(text);
-    }
-
-    /// After `\p` or `\P`.
-    fn property(&mut self, letter: char, at: usize) -> Result<String, String> {
-        if !self.eat("{") {
-            return match self.take() {
-                Some(name) if name.is_ascii_alphabetic() => Ok(format!("\\{letter}{name}")),
-                _ => Err(format!(
-                    "`\\{letter}` at character {} needs a name",
-                    self.place(at)
-                )),
-            };
-        }
-        let Some(name) = self.until('}') else {
-            return Err(format!(
-                "`\\{letter}{{` at character {} has no `}}`",
-                self.place(at)
-            ));
-        };
-        let (name, negated) = match name.strip_prefix('^') {
-            Some(name) => (name, letter == 'p'),
-            None => (name, letter == 'P'),
-        };
-        let not = if negated { "^" } else { "" };
-        Ok(match name.to_ascii_lowercase().as_str() {
-            "word" if self.ruby => format!(r"[{not}\w]"),
-            "alnum" if self.ruby => format!(r"[{not}\p{{Alphabetic}}\p{{Nd}}]"),
-            "blank" if self.ruby => format!(r"[{not}\t\p{{Zs}}]"),
-            "graph" if self.ruby => format!(r"[{not}[^\p{{White_Space}}\p{{Cc}}\p{{Cs}}\p{{Cn}}]]"),
-            "print" if self.ruby => format!(r"[{not}[^\p{{Cc}}\p{{Cs}}\p{{Cn}}]]"),
-            _ => format!("\\{}{{{name}}}", if negated { 'P' } else { 'p' }),
-        })
-    }
-
-    /// After `[`, to its `]`.
-    fn class(&mut self, at: usize) -> Result<(), String> {
-        let unclosed =
-            |this: &Self, at| Err(format!("`[` at character {} has no `]`", this.place(at)));
-        let mut opened = vec![at];
-        self.out.push('[');
-        if self.eat("^") {
-            self.out.push('^');
-        }
-        let mut first = true;
-        // Whether what stands before may begin a range.
-        let mut single = false;
-        loop {
-            let here = self.at;
-            let Some(character) = self.take() else {
-                return unclosed(self, *opened.last().unwrap_or(&at));
-            };
-            match character {
-                // First in a class it is itself, in both dialects.
-                ']' if first => {
-                    self.out.push_str("\\]");
-                    single = true;
-                }
-                ']' => {
-                    self.out.push(']');
-                    opened.pop();
-                    if opened.is_empty() {
-                        return Ok(());
-                    }
-                    single = false;
-                }
-                '[' if self.rest().starts_with(':') && self.rest().contains(":]") => {
-                    let name = self.until(']').unwrap_or_default();
-                    self.out.push('[');
-                    self.out.push_str(name);
-                    self.out.push(']');
-                    single = false;
-                }
-                '[' if self.ruby => {
-                    if opened.len() as u64 >= u64::from(NEST_LIMIT) {
-                        return Err(format!("`[…]` nest deeper than {NEST_LIMIT}"));
-                    }
-                    opened.push(here);
-                    self.out.push('[');
-                    if self.eat("^") {
-                        self.out.push('^');
-                    }
-                    first = true;
-                    single = false;
-                    continue;
-                }
-                '&' if self.ruby && self.eat("&") => {
-                    self.out.push_str("&&");
-                    single = false;
-                }
-                '-' => {
-                    let ranges = single && !self.rest().starts_with(']') && !self.rest().is_empty();
-                    if ranges && !self.range_end_is_class() {
-                        self.out.push('-');
-                        let end = self.at;
-                        match self.take() {
-                            Some('\\') => {
-                                let escaped = self.take().unwrap_or('\\');
-                                let value = self.class_character(escaped, end)?;
-                                push_literal(&mut self.out, value);
-                            }
-                            Some(value) => push_literal(&mut self.out, value),
-                            None => return unclosed(self, at),
-                        }
-                    } else {
-                        self.out.push_str("\\-");
-                    }
-                    single = false;
-                }
-                '\\' => {
-                    let Some(escaped) = self.take() else {
-                        return unclosed(self, at);
-                    };
-                    single = false;
-                    match escaped {
-                        'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'h' | 'H' => self.short_class(escaped),
-                        'p' | 'P' => {
-                            let property = self.property(escaped, here)?;
-                            self.out.push_str(&property);
-                        }
-                        'R' | 'X' if self.ruby => {
-                            let place = self.place(here);
-                            return Err(format!(
-                                "`\\{escaped}` at character {place} cannot stand in `[…]`"
-                            ));
-                        }
-                        other => {
-                            let value = self.class_character(other, here)?;
-                            push_literal(&mut self.out, value);
-                            single = true;
-                        }
-                    }
-                }
-                other => {
-                    push_literal(&mut self.out, other);
-                    single = true;
-                }
-            }
-            first = false;
-        }
-    }
-
-    fn class_character(&mut self, escaped: char, at: usize) -> Result<char, String> {
-        match escaped {
-            'b' if self.ruby => Ok('\x08'),
-            '1'..='7' if self.ruby => {
-                self.at -= 1;
-                let octal = self.digits(3, 8);
-                Ok(u32::from_str_radix(octal, 8)
-                    .ok()
-                    .and_then(char::from_u32)
-                    .unwrap_or(escaped))
-            }
-            other => self.character(other, at),
-        }
-    }
-
-    fn range_end_is_class(&self) -> bool {
-        let mut rest = self.rest().chars();
-        match (rest.next(), rest.next()) {
-            (Some('\\'), Some(next)) => "dDwWsShHpP".contains(next),
-            (Some('['), next) => self.ruby || next == Some(':'),
-            (Some('&'), Some('&')) => self.ruby,
-            _ => false,
-        }
     }
 }
 
