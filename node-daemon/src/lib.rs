@@ -10,6 +10,8 @@ pub mod pattern;
 
 pub mod decode;
 
+pub mod filter;
+
 pub mod parse;
 
 pub mod batch;
