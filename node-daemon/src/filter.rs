@@ -3,7 +3,7 @@
 //! Invariants: allocates nothing; a record is only dropped when it is certain that it is to be: one on which a pattern
 //! cannot be decided within its limits is kept. Source: Filebeat's `include_lines` and `exclude_lines`.
 
-use crate::pattern::{AnyOf, Dialect};
+use crate::pattern::AnyOf;
 
 /// Which records are kept.
 #[derive(Debug, Clone)]
@@ -16,8 +16,7 @@ impl Filter {
     /// Compiles the patterns (Go's syntax, as Filebeat takes it). The error is one line and names the pattern.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self, String> {
         let of = |side, patterns| {
-            AnyOf::new(Dialect::Go, patterns)
-                .map_err(|reason| format!("the {side} pattern {reason}"))
+            AnyOf::new(patterns).map_err(|reason| format!("the {side} pattern {reason}"))
         };
         Ok(Self {
             include: of("include", include)?,

@@ -19,7 +19,7 @@
 use std::time::Duration;
 
 use crate::declare::{Multiline, Place};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, one_line};
 
 /// Where a line belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +54,10 @@ impl Rule {
     /// Compiles a rule. The error is one line, in the words of the pattern's author.
     pub fn new(declared: &Multiline) -> Result<Self, String> {
         let pattern = Pattern::filebeat(&declared.pattern).map_err(|reason| {
-            format!(
-                "the multi-line pattern `{}` cannot be used: {reason}",
-                declared.pattern
-            )
+            let written = &declared.pattern;
+            one_line(format!(
+                "the multi-line pattern `{written}` cannot be used: {reason}"
+            ))
         })?;
         Ok(Self {
             pattern,

@@ -1,8 +1,8 @@
 //! Patterns that people write: regular expressions of two dialects, compiled within limits, matched on any bytes.
 //! Place: used by decode (multi-line), `filter` and parse (regexp); compiled once per declaration.
 //! Invariants: a match allocates nothing where the pattern is plain; a match ends (plain: in time linear in the text,
-//! hard: within a limit); offsets are the text's own, whatever its bytes; no pattern panics or takes over about a
-//! megabyte when compiled.
+//! hard: within a limit); offsets are the text's own, whatever its bytes; no pattern panics or takes more than a few
+//! megabytes when compiled.
 //!
 //! Two engines: `regex-automata` (the engine of the `regex` crate) for what it can do, `fancy-regex` for look-around,
 //! back-references, atomic groups and calls. `regex` itself is not used, as it can only put groups into memory that it
@@ -11,31 +11,26 @@
 //! A text that is not UTF-8 is matched on a copy in which each invalid byte is U+001A SUBSTITUTE. It has one byte, too,
 //! so all offsets hold; and it is what U+FFFD is to a pattern: `.` and `\S` take it, `\w` does not.
 //!
+//! In Ruby `^` and `$` stand at each line of the text. A text of one line, as most are, has its own compiled form, in
+//! which they stand at the text's ends: a search that begins at one place only takes half of the time.
+//!
 //! Source of the dialects: Onigmo `doc/RE` (Ruby, fluentd), `google/re2` syntax (Go, Filebeat).
 
+mod engine;
 mod translate;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::sync::OnceLock;
 
-use regex_automata::meta;
+use engine::Engine;
 use regex_automata::util::primitives::NonMaxUsize;
-use regex_automata::util::syntax;
 
 /// Longest pattern, in bytes.
 pub const LONGEST: usize = 16 * 1024;
 
 /// Longest text a hard pattern is tried on, in bytes: a look-ahead may run over the rest of the text once per byte.
 pub const LONGEST_TEXT_FOR_HARD: usize = 64 * 1024;
-
-/// Most steps back of a hard pattern on one text; about 2 ms.
-const BACKTRACK_LIMIT: usize = 100_000;
-
-/// Most bytes of a compiled pattern, and of each cache its lazy automaton may fill.
-const SIZE_LIMIT: usize = 1024 * 1024;
-
-/// Most instructions of a hard pattern.
-const INSTRUCTIONS: usize = 20_000;
 
 /// How deep groups may nest.
 const NEST_LIMIT: u32 = 60;
@@ -52,18 +47,23 @@ pub enum Dialect {
     Go,
 }
 
-/// A compiled regular expression. A clone shares the compiled form and has working memory of its own.
+/// A compiled regular expression. A clone shares the compiled form and has working memory of its own, which is worth
+/// it for each thread that matches often.
 #[derive(Clone)]
 pub struct Pattern {
+    /// For texts of one line, or for all.
     engine: Engine,
+    /// For texts of several lines, if that is another.
+    of_lines: Option<OfLines>,
     names: Vec<Option<String>>,
     written: String,
 }
 
+/// The form in which `^` and `$` stand at each line, compiled when the first text needs it: most never do.
 #[derive(Clone)]
-enum Engine {
-    Plain(meta::Regex),
-    Hard(Box<fancy_regex::Regex>),
+struct OfLines {
+    pattern: String,
+    engine: OnceLock<Option<Engine>>,
 }
 
 /// The pattern could not be decided on this text within its limits.
@@ -75,17 +75,6 @@ pub enum TooHard {
     /// The text is longer than `LONGEST_TEXT_FOR_HARD`.
     #[error("the text is too long for a pattern with look-around or back-references")]
     Long,
-}
-
-/// What a match needs besides the pattern; one for each thread, so that none is made per line.
-#[derive(Default)]
-struct Scratch {
-    text: String,
-    slots: Vec<Option<NonMaxUsize>>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Pattern {
@@ -101,38 +90,22 @@ impl Pattern {
 
     /// Compiles a pattern of a dialect.
     pub fn of(dialect: Dialect, written: &str) -> Result<Self, String> {
-        let translated = translated(dialect, written)?;
-        let engine = if translated.hard {
-            Engine::Hard(Box::new(hard(&translated.pattern)?))
-        } else {
-            Engine::Plain(plain(&[&translated.pattern])?)
-        };
-        let names = match &engine {
-            Engine::Plain(regex) => (0..regex.captures_len())
-                .map(|group| {
-                    let info = regex.group_info();
-                    let name = info.to_name(regex_automata::PatternID::ZERO, group);
-                    name.map(str::to_owned)
-                })
-                .collect(),
-            Engine::Hard(regex) => regex
-                .capture_names()
-                .map(|name| name.map(str::to_owned))
-                .collect(),
-        };
+        let translated = translated(dialect, written).map_err(one_line)?;
+        let engine = Engine::new(&translated.pattern, translated.hard).map_err(one_line)?;
         Ok(Self {
+            names: engine.names(),
             engine,
-            names,
+            of_lines: translated.of_lines.map(|pattern| OfLines {
+                pattern,
+                engine: OnceLock::new(),
+            }),
             written: written.to_owned(),
         })
     }
 
     /// Whether it matches somewhere in the text.
     pub fn is_match(&self, text: &[u8]) -> Result<bool, TooHard> {
-        with_text(text, |text, _| match &self.engine {
-            Engine::Plain(regex) => Ok(regex.is_match(text)),
-            Engine::Hard(regex) => hard_is_match(regex, text),
-        })
+        with_text(text, |text, _| self.engine_for(text)?.is_match(text))
     }
 
     /// The names of all groups, by number; the first is the whole match, groups without a name have `None`.
@@ -149,42 +122,26 @@ impl Pattern {
         groups: &mut Vec<Option<(usize, usize)>>,
     ) -> Result<bool, TooHard> {
         groups.clear();
-        with_text(text, |text, slots| match &self.engine {
-            Engine::Plain(regex) => {
-                slots.clear();
-                slots.resize(self.names.len() * 2, None);
-                let input = regex_automata::Input::new(text);
-                if regex.search_slots(&input, slots).is_none() {
-                    return Ok(false);
-                }
-                groups.extend(
-                    slots
-                        .as_chunks::<2>()
-                        .0
-                        .iter()
-                        .map(|&[start, end]| Some((start?.get(), end?.get()))),
-                );
-                Ok(true)
-            }
-            Engine::Hard(regex) => {
-                if text.len() > LONGEST_TEXT_FOR_HARD {
-                    return Err(TooHard::Long);
-                }
-                let Some(found) = regex.captures(text).map_err(|_| TooHard::Steps)? else {
-                    return Ok(false);
-                };
-                groups.extend(
-                    (0..found.len())
-                        .map(|group| found.get(group).map(|part| (part.start(), part.end()))),
-                );
-                Ok(true)
-            }
+        with_text(text, |text, slots| {
+            self.engine_for(text)?.find_groups(text, slots, groups)
         })
     }
 
     /// Whether it needs the slower engine, which may answer `TooHard`.
     pub fn is_hard(&self) -> bool {
         matches!(self.engine, Engine::Hard(_))
+    }
+
+    fn engine_for(&self, text: &str) -> Result<&Engine, TooHard> {
+        match &self.of_lines {
+            Some(of_lines) if memchr::memchr(b'\n', text.as_bytes()).is_some() => of_lines
+                .engine
+                .get_or_init(|| Engine::new(&of_lines.pattern, self.is_hard()).ok())
+                .as_ref()
+                // It is as large as the other and a flag more: what one limit let through, another may not.
+                .ok_or(TooHard::Steps),
+            _ => Ok(&self.engine),
+        }
     }
 }
 
@@ -197,36 +154,34 @@ impl fmt::Debug for Pattern {
     }
 }
 
-/// Several patterns, of which one has to match; the plain ones are one automaton.
+/// Several patterns written for Filebeat, of which one has to match; the plain ones are one automaton.
 #[derive(Clone)]
 pub struct AnyOf {
-    plain: Option<meta::Regex>,
-    hard: Vec<fancy_regex::Regex>,
+    engines: Vec<Engine>,
     written: Vec<String>,
 }
 
 impl AnyOf {
     /// Compiles them; the error names the pattern.
-    pub fn new(dialect: Dialect, written: &[String]) -> Result<Self, String> {
+    pub fn new(written: &[String]) -> Result<Self, String> {
         let mut easy = Vec::new();
-        let mut difficult = Vec::new();
+        let mut engines = Vec::new();
         for pattern in written {
-            let named = |reason: String| format!("`{pattern}`: {reason}");
-            // Each alone first: so that the error is of this pattern, and to know which engine it needs.
-            match Pattern::of(dialect, pattern).map_err(named)?.engine {
-                Engine::Plain(_) => {
-                    easy.push(translated(dialect, pattern).map_err(named)?.pattern);
-                }
-                Engine::Hard(regex) => difficult.push(*regex),
+            let named = |reason| one_line(format!("`{pattern}`: {reason}"));
+            let translated = translated(Dialect::Go, pattern).map_err(named)?;
+            // Each alone first, so that the error is of this pattern.
+            let engine = Engine::new(&translated.pattern, translated.hard).map_err(named)?;
+            match engine {
+                Engine::Plain(_) => easy.push(translated.pattern),
+                Engine::Hard(_) => engines.push(engine),
             }
         }
-        let plain = match easy.as_slice() {
-            [] => None,
-            some => Some(plain(some).map_err(|reason| format!("all together: {reason}"))?),
-        };
+        if !easy.is_empty() {
+            let all = |reason| format!("all patterns together: {reason}");
+            engines.insert(0, Engine::plain(&easy).map_err(all)?);
+        }
         Ok(Self {
-            plain,
-            hard: difficult,
+            engines,
             written: written.to_vec(),
         })
     }
@@ -242,22 +197,15 @@ impl AnyOf {
             return Ok(false);
         }
         with_text(text, |text, _| {
-            if self
-                .plain
-                .as_ref()
-                .is_some_and(|regex| regex.is_match(text))
-            {
-                return Ok(true);
-            }
-            let mut undecided = None;
-            for regex in &self.hard {
-                match hard_is_match(regex, text) {
-                    Ok(true) => return Ok(true),
+            let mut told = Ok(false);
+            for engine in &self.engines {
+                match engine.is_match(text) {
                     Ok(false) => {}
-                    Err(reason) => undecided = Some(reason),
+                    Ok(true) => return Ok(true),
+                    undecided => told = undecided,
                 }
             }
-            undecided.map_or(Ok(false), Err)
+            told
         })
     }
 }
@@ -266,6 +214,40 @@ impl fmt::Debug for AnyOf {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.debug_tuple("AnyOf").field(&self.written).finish()
     }
+}
+
+/// An error names parts of the pattern, and a pattern may hold anything.
+pub(crate) fn one_line(told: String) -> String {
+    if !told.contains(char::is_control) {
+        return told;
+    }
+    let mut line = String::with_capacity(told.len() + 8);
+    for character in told.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+fn translated(dialect: Dialect, written: &str) -> Result<translate::Translated, String> {
+    if written.len() > LONGEST {
+        return Err(format!("it is longer than {LONGEST} bytes"));
+    }
+    translate::translate(dialect, written)
+}
+
+/// What a match needs besides the pattern; one for each thread, so that none is made per line.
+#[derive(Default)]
+struct Scratch {
+    text: String,
+    slots: Vec<Option<NonMaxUsize>>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Calls with the text as UTF-8 (the same offsets) and with room for slots.
@@ -281,88 +263,13 @@ fn with_text<T>(text: &[u8], act: impl FnOnce(&str, &mut Vec<Option<NonMaxUsize>
                     copy.extend(chunk.invalid().iter().map(|_| SUBSTITUTE));
                 }
                 let told = act(copy, slots);
-                copy.shrink_to(LONGEST_TEXT_FOR_HARD); // a rare long line shall not cost a megabyte for ever
+                // A rare long line shall not cost a megabyte for ever.
+                copy.clear();
+                copy.shrink_to(LONGEST_TEXT_FOR_HARD);
                 told
             }
         }
     })
-}
-
-fn hard_is_match(regex: &fancy_regex::Regex, text: &str) -> Result<bool, TooHard> {
-    if text.len() > LONGEST_TEXT_FOR_HARD {
-        return Err(TooHard::Long);
-    }
-    regex.is_match(text).map_err(|_| TooHard::Steps)
-}
-
-fn translated(dialect: Dialect, written: &str) -> Result<translate::Translated, String> {
-    if written.len() > LONGEST {
-        return Err(format!("it is longer than {LONGEST} bytes"));
-    }
-    translate::translate(dialect, written)
-}
-
-fn plain<P: AsRef<str>>(patterns: &[P]) -> Result<meta::Regex, String> {
-    meta::Builder::new()
-        .configure(
-            meta::Config::new()
-                .nfa_size_limit(Some(SIZE_LIMIT))
-                .onepass_size_limit(Some(SIZE_LIMIT))
-                .hybrid_cache_capacity(SIZE_LIMIT),
-        )
-        // Byte-wise `\b` needs it; the text is UTF-8 in any case.
-        .syntax(syntax::Config::new().utf8(false).nest_limit(NEST_LIMIT * 2))
-        .build_many(patterns)
-        .map_err(|error| match (error.size_limit(), error.syntax_error()) {
-            (Some(_), _) => TOO_LARGE.to_owned(),
-            (None, Some(syntax)) => last_words(&syntax.to_string()),
-            (None, None) => last_words(&error.to_string()),
-        })
-}
-
-fn hard(pattern: &str) -> Result<fancy_regex::Regex, String> {
-    let pattern = pattern
-        .replace(translate::GO_WORD_EDGE, r"\b")
-        .replace(translate::GO_NO_WORD_EDGE, r"\B");
-    fancy_regex::RegexBuilder::new(&pattern)
-        .oniguruma_mode(true)
-        .backtrack_limit(BACKTRACK_LIMIT)
-        .delegate_size_limit(SIZE_LIMIT)
-        .delegate_dfa_size_limit(SIZE_LIMIT)
-        .max_prog_size(INSTRUCTIONS)
-        .build()
-        .map_err(|error| {
-            let too_large = matches!(
-                &error,
-                fancy_regex::Error::CompileError(inner)
-                    if matches!(**inner, fancy_regex::CompileError::PatternTooComplex)
-            );
-            if too_large {
-                return TOO_LARGE.to_owned();
-            }
-            last_words(&error.to_string())
-        })
-}
-
-const TOO_LARGE: &str = "it becomes too large (smaller counts in `{…}` help)";
-
-/// What matters of an engine's error. They draw the pattern over several lines, and it is the translated one: so
-/// neither the drawing nor the position helps; the cause is in the last line, after this.
-fn last_words(error: &str) -> String {
-    let last = error.lines().rev().find(|line| !line.trim().is_empty());
-    let last = last.unwrap_or(error).trim();
-    for start in ["error: ", "Error compiling regex: "] {
-        if let Some(cause) = last.strip_prefix(start) {
-            return cause.to_owned();
-        }
-    }
-    match last.strip_prefix("Parsing error at position ") {
-        Some(rest) => rest
-            .split_once(": ")
-            .map_or(rest, |(_, cause)| cause)
-            .to_owned(),
-        None => last.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -449,7 +449,7 @@ fn what_cannot_be_compiled_says_why_in_one_line() {
 fn one_of_several_is_enough_and_none_is_none() {
     let of = |patterns: &[&str]| {
         let owned: Vec<_> = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
-        AnyOf::new(Dialect::Go, &owned)
+        AnyOf::new(&owned)
     };
     let any = of(&["^a", "(?i)B$", "c(?!d)"]).expect("patterns");
     for (text, matches) in [
@@ -464,6 +464,8 @@ fn one_of_several_is_enough_and_none_is_none() {
     assert_eq!(of(&[]).expect("none").is_match(b"a"), Ok(false));
     let told = of(&["a", "(b"]).expect_err("an error");
     assert_eq!(told, "`(b`: `(` at character 1 has no `)`");
+    let told = of(&["a\n(?\n)"]).expect_err("an error");
+    assert_eq!(told, r"`a\n(?\n)`: no flag is called `\n` in `(?…)`");
 }
 
 proptest! {

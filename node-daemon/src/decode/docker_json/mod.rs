@@ -8,7 +8,7 @@
 //! above, `attrs` between the last two, and leaves out a `log` that is empty. `<`, `>`, `&`, U+2028, U+2029 and
 //! control characters are escaped, and a byte that is not UTF-8 has already become U+FFFD.
 
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr2, memrchr};
 
 use super::lines::{self, Unit};
 use super::{Channel, Part, raw, time};
@@ -71,7 +71,27 @@ fn usual(line: &[u8]) -> Option<Found> {
     if !line.starts_with(LOG) {
         return None;
     }
-    let (mut text, newline, close) = log_text(line, LOG.len())?;
+    let start = LOG.len();
+    let first = start + memchr2(b'"', b'\\', &line[start..])?;
+    let text = |end, escaped| Text {
+        start,
+        end,
+        escaped,
+    };
+    // Most lines hold no other escape than that of their end; they are seen here, and nothing in them is moved.
+    let (mut text, newline, close) = match &line[first..] {
+        [b'"', ..] => (text(first, false), false, first),
+        [b'\\', b'n', b'"', ..] => (text(first, false), true, first + 2),
+        [b'\\', b'r', b'\\', b'n', b'"', ..] => (text(first, false), true, first + 4),
+        _ => {
+            let close = last_text_quote(line)?;
+            // With an escaped backslash in the text, the quotes would have to be counted: not here.
+            if close <= first || !quotes_are_escaped(&line[first..close]) {
+                return None;
+            }
+            (text(close, true), false, close)
+        }
+    };
     let (head, rest) = line[close + 1..].split_first_chunk::<27>()?;
     let channel = match head {
         STDOUT => Channel::Stdout,
@@ -82,7 +102,7 @@ fn usual(line: &[u8]) -> Option<Found> {
     if !matches!(&rest[length..], b"\"}" | b"\"}\n" | b"\"}\r\n") {
         return None;
     }
-    if newline && !text.escaped && line[..text.end].ends_with(b"\r") {
+    if newline && line[..text.end].ends_with(b"\r") {
         text.end -= 1; // a bare one, which Docker does not write
     }
     Some(Found {
@@ -93,24 +113,25 @@ fn usual(line: &[u8]) -> Option<Found> {
     })
 }
 
-/// The string that begins at `start`, whether an ending `\n` was taken off it, and where its closing quote is.
-/// Most lines hold no other escape than that one; they are seen here and never unescaped.
-fn log_text(line: &[u8], start: usize) -> Option<(Text, bool, usize)> {
-    let first = start + memchr2(b'"', b'\\', line.get(start..)?)?;
-    let text = |end, escaped| Text {
-        start,
-        end,
-        escaped,
-    };
-    match &line[first..] {
-        [b'"', ..] => Some((text(first, false), false, first)),
-        [b'\\', b'n', b'"', ..] => Some((text(first, false), true, first + 2)),
-        [b'\\', b'r', b'\\', b'n', b'"', ..] => Some((text(first, false), true, first + 4)),
-        _ => {
-            let close = closing_quote(line, first)?;
-            Some((text(close, true), false, close))
-        }
-    }
+/// Where the text's closing quote has to be, going by the end of the line.
+fn last_text_quote(line: &[u8]) -> Option<usize> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let line = line.strip_suffix(b"\"}")?;
+    let time = memrchr(b'"', line)? + 1;
+    time.checked_sub(STDOUT.len() + 1)
+}
+
+/// Whether each quote follows a backslash, and no backslash another: then no string ends in it. Written so that the
+/// compiler looks at many bytes at once; a search from quote to quote took as long as all the rest.
+fn quotes_are_escaped(text: &[u8]) -> bool {
+    let after = text.get(1..).unwrap_or_default();
+    let wrong = text.iter().zip(after).fold(0, |wrong, (&before, &byte)| {
+        let escaped = before == b'\\';
+        wrong
+            | (u8::from(byte == b'"') & u8::from(!escaped))
+            | (u8::from(byte == b'\\') & u8::from(escaped))
+    });
+    wrong == 0 && text.first() != Some(&b'"') && text.last() != Some(&b'\\')
 }
 
 /// Where the string ends that `from` is inside of, not behind a backslash.
@@ -263,24 +284,18 @@ impl Json<'_> {
 /// Unescapes a JSON string in place and gives its new length, which is never longer.
 fn unescape(text: &mut [u8]) -> usize {
     let (mut read, mut written) = (0, 0);
-    while read < text.len() {
-        let run = run(&text[read..]);
-        if run > 0 {
-            text.copy_within(read..read + run, written);
-            read += run;
-            written += run;
-            continue;
-        }
-        // `text[read]` is a backslash.
+    loop {
+        (read, written) = shift_run(text, read, written);
+        // What stands at `read` is a backslash, or the end.
         let plain = match text.get(read + 1) {
-            Some(&same @ (b'"' | b'\\' | b'/')) => same,
-            Some(b'n') => b'\n',
-            Some(b't') => b'\t',
-            Some(b'r') => b'\r',
-            Some(b'b') => 0x08,
-            Some(b'f') => 0x0c,
-            Some(b'u') => {
-                if let Some((character, length)) = unicode(&text[read + 2..]) {
+            Some(&same @ (b'"' | b'\\' | b'/')) => Some(same),
+            Some(b'n') => Some(b'\n'),
+            Some(b't') => Some(b'\t'),
+            Some(b'r') => Some(b'\r'),
+            Some(b'b') => Some(0x08),
+            Some(b'f') => Some(0x0c),
+            Some(b'u') => match unicode(&text[read + 2..]) {
+                Some((character, length)) => {
                     let mut utf8 = [0; 4];
                     let utf8 = character.encode_utf8(&mut utf8).as_bytes();
                     text[written..written + utf8.len()].copy_from_slice(utf8);
@@ -288,33 +303,50 @@ fn unescape(text: &mut [u8]) -> usize {
                     read += 2 + length;
                     continue;
                 }
-                text[written] = b'\\';
-                written += 1;
-                read += 1;
-                continue;
-            }
-            _ => {
-                text[written] = b'\\';
-                written += 1;
-                read += 1;
-                continue;
-            }
+                None => None,
+            },
+            _ if read >= text.len() => return written,
+            _ => None,
         };
-        text[written] = plain;
+        // No escape that JSON knows: the backslash stays, and what follows is looked at for itself.
+        text[written] = plain.unwrap_or(b'\\');
         written += 1;
-        read += 2;
+        read += if plain.is_some() { 2 } else { 1 };
     }
-    written
 }
 
-/// How many bytes come before the next backslash. Escapes stand close together where they are many (JSON inside of
-/// JSON): there a search that starts up costs more than a look at the bytes.
-fn run(text: &[u8]) -> usize {
-    let near = text.len().min(16);
-    match text[..near].iter().position(|&byte| byte == b'\\') {
-        Some(at) => at,
-        None => near + memchr(b'\\', &text[near..]).unwrap_or(text.len() - near),
+/// Moves what stands before the next backslash from `read` to `written`, and gives both places after it. By words:
+/// in JSON inside of JSON escapes stand a few bytes apart, and each call of `memchr` and `memmove` would cost more.
+fn shift_run(text: &mut [u8], mut read: usize, mut written: usize) -> (usize, usize) {
+    while let Some(&bytes) = text[read..].first_chunk::<8>() {
+        let before = first_backslash(u64::from_le_bytes(bytes));
+        if before < 8 && written + 8 > read + before {
+            // The word would overwrite what has not been read.
+            text.copy_within(read..read + before, written);
+        } else {
+            text[written..written + 8].copy_from_slice(&bytes);
+        }
+        read += before;
+        written += before;
+        if before < 8 {
+            return (read, written);
+        }
     }
+    while let Some(&byte) = text.get(read).filter(|byte| **byte != b'\\') {
+        text[written] = byte;
+        read += 1;
+        written += 1;
+    }
+    (read, written)
+}
+
+/// How many of the eight bytes come before the first backslash.
+fn first_backslash(word: u64) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    let zero_where_found = word ^ (ONES * b'\\' as u64);
+    // Sets the top bit of each zero byte, and maybe of bytes after the first of them.
+    let found = zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7);
+    found.trailing_zeros() as usize / 8
 }
 
 /// The character of four hex digits after `\u`, and how many bytes it takes with the second half of a pair.

@@ -23,8 +23,10 @@ use super::{Dialect, NEST_LIMIT};
 /// A pattern in the engines' words.
 #[derive(Debug)]
 pub(super) struct Translated {
-    /// What to compile.
+    /// What to compile for a text of one line.
     pub(super) pattern: String,
+    /// What to compile for a text of several lines, if that is another.
+    pub(super) of_lines: Option<String>,
     /// Only `fancy-regex` can.
     pub(super) hard: bool,
 }
@@ -62,6 +64,7 @@ pub(super) fn translate(dialect: Dialect, written: &str) -> Result<Translated, S
         open: Vec::new(),
         named: ruby && has_names(body),
         names: Vec::new(),
+        line_ends: false,
     };
     translation.run()?;
     let mut leading = String::new();
@@ -71,15 +74,13 @@ pub(super) fn translate(dialect: Dialect, written: &str) -> Result<Translated, S
     if flags.dot_all {
         leading.push('s');
     }
-    if ruby {
-        leading.push('m');
-    }
-    let pattern = match leading.as_str() {
-        "" => translation.out,
+    let under = |flags: &str| match flags {
+        "" => translation.out.clone(),
         flags => format!("(?{flags}:{})", translation.out),
     };
     Ok(Translated {
-        pattern,
+        pattern: under(&leading),
+        of_lines: (ruby && translation.line_ends).then(|| under(&format!("{leading}m"))),
         hard: translation.hard,
     })
 }
@@ -136,6 +137,8 @@ struct Translation<'a> {
     open: Vec<Open>,
     named: bool,
     names: Vec<&'a str>,
+    /// Whether `^` or `$` stands in it.
+    line_ends: bool,
 }
 
 impl<'a> Translation<'a> {
@@ -197,6 +200,7 @@ impl<'a> Translation<'a> {
                     self.out.push('|');
                 }
                 '^' | '$' => {
+                    self.line_ends = true;
                     self.out.push(character);
                 }
                 '#' if self.flags.extended => {
