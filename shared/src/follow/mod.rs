@@ -3,6 +3,7 @@
 //! Invariants: a file is matched to a stream by identity, never by path; a handle is held until its bytes are
 //! read and acknowledged; inotify only wakes, stat decides.
 
+pub mod glob;
 pub mod hang;
 pub mod identity;
 pub mod open;

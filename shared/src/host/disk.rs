@@ -228,6 +228,76 @@ fn write_all(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn our_own_file_is_made_written_cut_and_found_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (host, dir) = (RealHost::new(), folder.path().join("a/b"));
+        host.make_dir(&dir).expect("made");
+        let path = dir.join("checkpoint");
+        let missing = host.open(&dir, &path, None).expect_err("none yet");
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        let file = host.open(&dir, &path, Some(0o600)).expect("made");
+        let many: Vec<_> = (0..3000_u32).map(u32::to_ne_bytes).collect();
+        let parts: Vec<_> = many.iter().map(|part| IoSlice::new(part)).collect();
+        file.write_at(&parts, 10).expect("written");
+        file.write_at(&[IoSlice::new(b"head")], 0).expect("written");
+        file.sync().expect("synced");
+        host.sync_dir(&dir).expect("synced");
+        let again = host
+            .open(folder.path(), &path, Some(0o600))
+            .expect("opened");
+        assert_eq!(again.stat().expect("known").size, 12_010);
+        let mut bytes = [0; 14];
+        assert_eq!(again.read_at(&mut bytes, 0).expect("read"), 14);
+        assert_eq!(&bytes, b"head\0\0\0\0\0\0\0\0\0\0");
+        again.set_len(4).expect("cut");
+        assert_eq!(again.read_at(&mut bytes, 4).expect("read"), 0);
+        let mode = std::fs::metadata(&path).expect("there").permissions();
+        assert_eq!(mode.mode() & 0o7777, 0o600);
+        host.rename(&path, &dir.join("old")).expect("renamed");
+        assert_eq!(host.names(&dir).expect("listed"), ["old"]);
+        assert_eq!(again.stat().expect("known").links, 1);
+        host.remove(&dir.join("old")).expect("removed");
+        assert_eq!(again.stat().expect("known").links, 0);
+        let space = host.space(&dir).expect("known");
+        assert!(space.free <= space.total && space.total > 0);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_or_to_what_is_no_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let host = RealHost::new();
+        for dir in ["out/real", "secret"] {
+            host.make_dir(&at(dir)).expect("made");
+        }
+        std::fs::write(at("secret/file"), "secret").expect("written");
+        symlink(at("secret"), at("out/dir")).expect("linked");
+        symlink(at("secret/file"), at("out/file")).expect("linked");
+        symlink(at("secret/new"), at("out/dangling")).expect("linked");
+        nix::unistd::mkfifo(&at("out/fifo"), Mode::S_IRWXU).expect("made");
+        for path in [
+            "out/dir/file",
+            "out/dir/new",
+            "out/file",
+            "out/dangling",
+            "out/fifo",
+            "out/real",
+            "out",
+            "out/real/../../secret/file",
+            "secret/file",
+        ] {
+            let error = host
+                .open(&at("out"), &at(path), Some(0o644))
+                .expect_err(path);
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path}: {error}");
+        }
+        assert_eq!(host.names(&at("secret")).expect("listed"), ["file"]);
+        // What the operator wrote may go through links.
+        assert!(host.open(&at("out/dir"), &at("out/dir/file"), None).is_ok());
+    }
 
     proptest! {
         #[test]

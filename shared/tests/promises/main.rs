@@ -4,9 +4,11 @@
     reason = "a test that meets the unexpected shall stop there"
 )]
 
+mod a_change_wakes;
 mod a_frame_is_whole_or_refused;
 mod a_mount_that_hangs_stops_only_itself;
 mod a_path_stays_in_its_root;
+mod a_pattern_means_what_it_says;
 mod hanging_mount;
 mod no_wake_up_is_lost;
 mod rings;
