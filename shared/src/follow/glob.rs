@@ -491,7 +491,8 @@ fn matches(tokens: &[Token], name: &[u8]) -> bool {
 /// Walks a pattern: calls `each_dir` with every directory that must be watched, before it is listed, and `each_name`
 /// with every name in those that may hold a file of the pattern, until it breaks.
 ///
-/// Where the pattern's literal directory is not there, the nearest one above it is told, where it may be made.
+/// The pattern's literal directory is told first, whether or not it is there; where it is not, the nearest one above it
+/// is told, too, in which it may be made.
 /// Directories that vanish meanwhile, and links that lead to none, are passed over.
 ///
 /// # Errors
@@ -515,25 +516,8 @@ pub fn walk(
         }
     };
     let exists = |dir: &Path| host.list(view, dir, &mut |_, _, _| ControlFlow::Break(()));
-    let mut ahead = Vec::new();
-    for dir in pattern.literal_dir.ancestors() {
-        match exists(dir) {
-            Ok(()) if dir == pattern.literal_dir => {
-                ahead.push((dir.to_owned(), pattern.start(), 0));
-                break;
-            }
-            Ok(()) => {
-                each_dir(dir);
-                break;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                fail(dir, error);
-                break;
-            }
-        }
-    }
-    let mut seen = ahead.len();
+    let mut ahead = vec![(pattern.literal_dir.clone(), pattern.start(), 0)];
+    let mut seen = 1;
     let mut broke = false;
     while let Some((dir, states, depth)) = ahead.pop() {
         each_dir(&dir);
@@ -566,8 +550,20 @@ pub fn walk(
             }
             ControlFlow::Continue(())
         });
+        let missing = is_missing(&listed);
+        if missing && depth == 0 {
+            let above = dir.ancestors().skip(1);
+            match above
+                .map(|dir| (dir, exists(dir)))
+                .find(|(_, found)| !is_missing(found))
+            {
+                Some((dir, Ok(()))) => each_dir(dir),
+                Some((dir, Err(error))) => fail(dir, error),
+                None => {}
+            }
+        }
         match listed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => fail(&dir, error),
+            Err(error) if !missing => fail(&dir, error),
             _ if broke => break,
             _ if too_many => fail(
                 &dir,
@@ -594,6 +590,10 @@ pub fn walk(
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+fn is_missing(listed: &io::Result<()>) -> bool {
+    matches!(listed, Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Endings of files that a rotation has packed.

@@ -1,24 +1,18 @@
 //! Mounts that may hang: network and user-space file systems get a thread each, and only that thread waits for them.
 //! Place: under the real `Host`; the walk (`open`) says where a path enters such a mount, and whatever touches it from
 //! there on runs in its [`Lane`].
-//! Invariants: at most one thread per mount is ever stuck; while it is, every call for that mount fails at once; what
-//! a stuck thread holds is one job and what was dropped meanwhile; closing a file is done by the lane, too, because
-//! closing asks the server.
-//! Source: `/proc/PID/mountinfo`, proc(5); its change is told by POLLPRI. Types and numbers: statfs(2), linux/magic.h.
+//! Invariants: at most one thread per mount is ever stuck (and one per chain of mounts that a path's links run through);
+//! while it is, every call for that mount fails at once; what a stuck thread holds is one job and what was dropped
+//! meanwhile; closing a file is done by the lane, too, because closing asks the server.
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Seek};
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{major, minor};
 
 use crate::host::{LogFile, Stat};
 
@@ -35,221 +29,11 @@ const MOST_AT_ONCE: usize = 256 * 1024;
 /// Lanes without a thread or a file that are kept before they are cleared away.
 const SPARE_LANES: usize = 64;
 
-/// A whole mount table is taken up to this; a node with thousands of containers has a tenth of it.
-const MOST_MOUNTINFO: u64 = 32 * 1024 * 1024;
-
-/// The mount points whose file systems may hang, as one process sees them.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Prone {
-    points: HashMap<PathBuf, u64>,
-}
-
-impl Prone {
-    /// From the text of a `mountinfo`.
-    #[must_use]
-    pub fn parse(mountinfo: &[u8]) -> Self {
-        let mut points = HashMap::new();
-        for line in mountinfo.split(|byte| *byte == b'\n') {
-            let Some(mounted) = Mounted::parse(line) else {
-                continue;
-            };
-            let point = unescape(mounted.point);
-            // The last one mounted at a place is the one that is seen there.
-            if may_hang_type(mounted.kind) {
-                points.insert(PathBuf::from(point), mounted.device);
-            } else if !points.is_empty() {
-                points.remove(Path::new(&point));
-            }
-        }
-        Self { points }
-    }
-
-    /// Whether there is none, so that nobody need know where he is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.points.is_empty()
-    }
-
-    /// The device that is entered at exactly this path.
-    #[must_use]
-    pub fn at(&self, path: &Path) -> Option<u64> {
-        self.points.get(path).copied()
-    }
-
-    /// The device at the nearest of these mount points at or above a path.
-    #[must_use]
-    pub fn above(&self, path: &Path) -> Option<u64> {
-        path.ancestors().find_map(|path| self.at(path))
-    }
-}
-
-/// One line of a mount table: `ID PARENT MAJ:MIN ROOT POINT OPTIONS [FIELDS] - TYPE SOURCE SUPER`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Mounted<'line> {
-    /// As st_dev has it.
-    pub(super) device: u64,
-    /// Where, escaped.
-    pub(super) point: &'line [u8],
-    /// The file system's type.
-    pub(super) kind: &'line [u8],
-    /// The file system's own options, escaped.
-    pub(super) options: &'line [u8],
-}
-
-impl<'line> Mounted<'line> {
-    pub(super) fn parse(line: &'line [u8]) -> Option<Self> {
-        let mut words = line.split(|byte| *byte == b' ');
-        let (major, minor) = std::str::from_utf8(words.nth(2)?).ok()?.split_once(':')?;
-        let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-        let point = words.nth(1)?;
-        let mut after = words.skip_while(|word| *word != b"-").skip(1);
-        Some(Self {
-            device,
-            point,
-            kind: after.next()?,
-            options: after.nth(1).unwrap_or_default(),
-        })
-    }
-}
-
-/// A mount table writes space, tab, newline and backslash as `\040` and so on.
-pub(super) fn unescape(text: &[u8]) -> OsString {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        plain.push(octal.unwrap_or(*first));
-        rest = match octal {
-            Some(_) => after.get(3..).unwrap_or_default(),
-            None => after,
-        };
-    }
-    OsString::from_vec(plain)
-}
-
-/// By the type's name in a mount table.
-fn may_hang_type(kind: &[u8]) -> bool {
-    const KINDS: [&[u8]; 27] = [
-        b"9p",
-        b"acfs",
-        b"afs",
-        b"autofs",
-        b"beegfs",
-        b"ceph",
-        b"cifs",
-        b"coda",
-        b"fuse",
-        b"fuseblk",
-        b"gfs2",
-        b"glusterfs",
-        b"gpfs",
-        b"hostfs",
-        b"lustre",
-        b"ncpfs",
-        b"nfs",
-        b"nfs4",
-        b"ocfs2",
-        b"orangefs",
-        b"panfs",
-        b"prl_fs",
-        b"smb3",
-        b"smbfs",
-        b"vboxsf",
-        b"virtiofs",
-        b"vmhgfs",
-    ];
-    KINDS.contains(&kind) || kind.starts_with(b"fuse.")
-}
-
-/// By the number that fstatfs gives: for what a mount table did not tell, or told too late.
-pub(crate) fn may_hang_number(number: u64) -> bool {
-    matches!(
-        number,
-        0x6969          // NFS
-            | 0xFF53_4D42 // CIFS
-            | 0xFE53_4D42 // SMB2 and later
-            | 0x517B      // SMB
-            | 0x6573_5546 // FUSE, virtiofs
-            | 0x00C3_6400 // Ceph
-            | 0x0102_1997 // 9P
-            | 0x5346_414F // OpenAFS
-            | 0x6B41_4653 // the kernel's AFS
-            | 0x7375_7245 // Coda
-            | 0x564C      // NCP
-            | 0x0116_1970 // GFS2
-            | 0x7461_636F // OCFS2
-            | 0x0BD0_0BD0 // Lustre
-            | 0x2003_0528 // OrangeFS
-            | 0x4750_4653 // GPFS
-            | 0x1983_0326 // BeeGFS
-            | 0xAAD7_AAEA // PanFS
-            | 0x786F_4256 // VirtualBox
-            | 0x00C0_FFEE // a user-mode kernel's host
-            | 0x0187 // autofs
-    )
-}
-
-/// This process's mount table, read again whenever the kernel says that it has changed.
-#[derive(Debug)]
-pub struct MountTable {
-    seen: Mutex<Seen>,
-}
-
-#[derive(Debug)]
-struct Seen {
-    file: Option<File>,
-    prone: Arc<Prone>,
-}
-
-impl MountTable {
-    /// Opens `/proc/self/mountinfo`. Where there is none, only fstatfs tells what may hang.
-    #[must_use]
-    pub fn open() -> Self {
-        let mut seen = Seen {
-            file: File::open("/proc/self/mountinfo").ok(),
-            prone: Arc::default(),
-        };
-        seen.read();
-        Self {
-            seen: Mutex::new(seen),
-        }
-    }
-
-    /// What may hang now. One system call where nothing was mounted since.
-    #[must_use]
-    pub fn prone(&self) -> Arc<Prone> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = seen.file.as_ref().is_some_and(|file| {
-            let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
-            !matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0))
-        });
-        if changed {
-            seen.read();
-        }
-        Arc::clone(&seen.prone)
-    }
-}
-
-impl Seen {
-    fn read(&mut self) {
-        let Some(file) = &mut self.file else { return };
-        let mut text = Vec::new();
-        // What could be read is better than nothing: the rest is found by fstatfs.
-        if file.rewind().is_ok() && file.take(MOST_MOUNTINFO).read_to_end(&mut text).is_ok() {
-            self.prone = Arc::new(Prone::parse(&text));
-        }
-    }
-}
-
 /// The lanes of all mounts that may hang.
 #[derive(Debug)]
 pub struct Lanes {
     deadline: Duration,
-    lanes: Mutex<HashMap<u64, Arc<Lane>>>,
+    lanes: Mutex<HashMap<Vec<u64>, Arc<Lane>>>,
 }
 
 impl Lanes {
@@ -262,16 +46,17 @@ impl Lanes {
         }
     }
 
-    /// The lane of a device (st_dev).
+    /// The lane of a device (st_dev), or of those that one walk runs through: that has a lane of its own, so that a link
+    /// from a mount that hangs cannot hold up the one that it leads to.
     #[must_use]
-    pub fn of(&self, device: u64) -> Arc<Lane> {
+    pub fn of(&self, devices: &[u64]) -> Arc<Lane> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        if lanes.len() >= SPARE_LANES && !lanes.contains_key(&device) {
+        if lanes.len() >= SPARE_LANES && !lanes.contains_key(devices) {
             lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || lane.state().thread);
         }
-        let lane = lanes.entry(device).or_insert_with(|| {
+        let lane = lanes.entry(devices.to_owned()).or_insert_with(|| {
             Arc::new(Lane {
-                device,
+                devices: devices.to_owned(),
                 deadline: self.deadline,
                 state: Mutex::default(),
                 work: Condvar::new(),
@@ -284,7 +69,7 @@ impl Lanes {
 
 /// One mount's thread: calls for it wait their turn, and none waits longer than the deadline.
 pub struct Lane {
-    device: u64,
+    devices: Vec<u64>,
     deadline: Duration,
     state: Mutex<State>,
     /// Tells the thread that there is a job, or something to close.
@@ -364,7 +149,7 @@ struct State {
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lane")
-            .field("device", &self.device)
+            .field("devices", &self.devices)
             .field("hung", &self.is_hung())
             .finish_non_exhaustive()
     }
@@ -447,13 +232,17 @@ impl Lane {
     }
 
     fn hangs(&self) -> io::Error {
-        let (major, minor) = (
-            nix::sys::stat::major(self.device),
-            nix::sys::stat::minor(self.device),
-        );
+        let numbers: Vec<_> = self
+            .devices
+            .iter()
+            .map(|device| format!("{}:{}", major(*device), minor(*device)))
+            .collect();
         io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("the network or user-space mount {major}:{minor} does not answer"),
+            format!(
+                "the network or user-space mount {} does not answer",
+                numbers.join(" or ")
+            ),
         )
     }
 
@@ -569,24 +358,44 @@ impl Drop for Guarded {
     }
 }
 
-/// The upper directory of the overlay that is mounted at `/`, from the text of a mount table.
-pub(super) fn upper_of_root(mountinfo: &[u8]) -> Option<PathBuf> {
-    let root = mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(Mounted::parse)
-        .rfind(|mounted| mounted.point == b"/")?;
-    if root.kind != b"overlay" {
-        return None;
-    }
-    let upper = root
-        .options
-        .split(|byte| *byte == b',')
-        .find_map(|option| option.strip_prefix(b"upperdir="))?;
-    Some(PathBuf::from(unescape(upper)))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whether a mount's own word for a directory means `path`: the whole of it, or its end where the overlay was mounted
-/// from its parent, as runtimes do when its options would be too long.
-pub(super) fn is_named(path: &Path, word: &Path) -> bool {
-    path == word || (word.is_relative() && word != Path::new("") && path.ends_with(word))
+    #[test]
+    fn a_call_that_breaks_off_ends_nobody_elses() {
+        let lanes = Lanes::new(Duration::from_secs(20));
+        let lane = lanes.of(&[7]);
+        let error = lane.run(|| panic!("broken")).map(|(): ()| ());
+        assert_eq!(error.expect_err("broken").kind(), io::ErrorKind::Other);
+        assert_eq!(lanes.of(&[7]).run(|| 5).expect("goes on"), 5);
+        assert!(!lane.is_hung());
+    }
+
+    #[test]
+    fn what_comes_too_late_is_dropped_by_the_threads_that_made_it() {
+        struct Tells(std::sync::mpsc::Sender<std::thread::ThreadId>);
+        impl Drop for Tells {
+            fn drop(&mut self) {
+                self.0.send(std::thread::current().id()).unwrap_or_default();
+            }
+        }
+        let lane = Lanes::new(Duration::from_millis(10)).of(&[7]);
+        let (dropped, by) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let late = Tells(dropped.clone());
+        let result = lane.run(move || {
+            wait.recv().expect("told");
+            late
+        });
+        assert_eq!(
+            result.map(drop).expect_err("late").kind(),
+            io::ErrorKind::TimedOut
+        );
+        assert!(lane.is_hung());
+        lane.close(Box::new(Tells(dropped)));
+        go.send(()).expect("it waits");
+        let here = std::thread::current().id();
+        assert!(by.iter().take(2).all(|thread| thread != here));
+    }
 }

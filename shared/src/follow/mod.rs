@@ -6,7 +6,10 @@
 pub mod glob;
 pub mod hang;
 pub mod identity;
+pub mod mounts;
+mod on_host;
 pub mod open;
+mod refusal;
 pub mod wake;
 
 use std::path::PathBuf;

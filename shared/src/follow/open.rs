@@ -14,7 +14,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -25,219 +24,13 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::fstatfs;
 
-use super::hang::{Prone, is_named, upper_of_root};
+use super::mounts::Prone;
+use super::on_host::Fence;
+pub use super::refusal::{OpenError, Stream, What};
 use super::{Mount, View};
 
 /// As many links as the kernel follows in one path.
 pub const MOST_LINKS: usize = 40;
-
-/// A process's mount table is read up to this.
-const MOST_MOUNTINFO: u64 = 4 * 1024 * 1024;
-
-/// Why a path leads to nothing that is read. `at` is where the walk stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Relative paths mean nothing here.
-    #[error("`{}` is not an absolute path", at.display())]
-    NotAbsolute {
-        /// The path.
-        at: PathBuf,
-    },
-    /// Nothing is there; it may come.
-    #[error("`{}` is not there", at.display())]
-    NotFound {
-        /// The first part of the path that is missing.
-        at: PathBuf,
-    },
-    /// Nothing is known of the file system that it would be in.
-    #[error("`{}` lies in no volume, and the container's own file system cannot be seen", at.display())]
-    NoRoot {
-        /// The path.
-        at: PathBuf,
-    },
-    /// Something else than a regular file stands there.
-    #[error("`{}` is {what}, not a regular file", at.display())]
-    NotRegular {
-        /// The path of it.
-        at: PathBuf,
-        /// What it is.
-        what: What,
-    },
-    /// The path means the container's standard output or error, which is no file.
-    #[error("`{}` is the container's {stream}, not a file", at.display())]
-    Standard {
-        /// The link, or the path itself.
-        at: PathBuf,
-        /// Which.
-        stream: Stream,
-    },
-    /// Something that is no directory stands where one is needed.
-    #[error("`{}` is not a directory", at.display())]
-    NotADirectory {
-        /// The path of it.
-        at: PathBuf,
-    },
-    /// Links lead in a circle, or nearly.
-    #[error("`{}` runs through more than {MOST_LINKS} links", at.display())]
-    TooManyLinks {
-        /// The link that was too much.
-        at: PathBuf,
-    },
-    /// A link leads to what its owner may not read.
-    #[error("`{}` may not be read by user {owner}, whose link leads there", at.display())]
-    NotTheirs {
-        /// What it leads to.
-        at: PathBuf,
-        /// The link's owner.
-        owner: u32,
-    },
-    /// The host's path of a volume, which lies in another volume of the same container, leads out of that.
-    #[error("`{}`, where the host has the volume, leads out of another volume of the container", at.display())]
-    Escapes {
-        /// The link, on the host.
-        at: PathBuf,
-    },
-    /// The kernel does not let us.
-    #[error("no permission for `{}`", at.display())]
-    NotPermitted {
-        /// The path of it.
-        at: PathBuf,
-    },
-    /// The walk enters a mount that may hang, and was not told that it may.
-    #[error("`{}` is a network or user-space mount", at.display())]
-    MayHang {
-        /// The mount point.
-        at: PathBuf,
-        /// Its device.
-        device: u64,
-    },
-    /// Anything else.
-    #[error("`{}`: {source}", at.display())]
-    Io {
-        /// The path of it.
-        at: PathBuf,
-        /// As the kernel says.
-        source: io::Error,
-    },
-}
-
-/// What stands where a regular file should.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
-    /// A directory.
-    Directory,
-    /// A named pipe.
-    Fifo,
-    /// A socket.
-    Socket,
-    /// A character or block device.
-    Device,
-    /// A file that the kernel makes up, as in /proc: reading it is no reading of a log.
-    Kernel,
-}
-
-impl std::fmt::Display for What {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Directory => "a directory",
-            Self::Fifo => "a FIFO",
-            Self::Socket => "a socket",
-            Self::Device => "a device",
-            Self::Kernel => "one of the kernel's own files",
-        })
-    }
-}
-
-/// A standard stream of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output.
-    Out,
-    /// Standard error.
-    Err,
-}
-
-impl std::fmt::Display for Stream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Out => "stdout",
-            Self::Err => "stderr",
-        })
-    }
-}
-
-impl OpenError {
-    /// The one within an error of the real [`Host`](crate::host::Host).
-    #[must_use]
-    pub fn of(error: &io::Error) -> Option<&Self> {
-        error.get_ref()?.downcast_ref()
-    }
-
-    /// What the user can do; `None` where waiting is all.
-    #[must_use]
-    pub fn cure(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::NotAbsolute { .. } => "write the path from `/` on",
-            Self::NotFound { .. } | Self::MayHang { .. } | Self::Io { .. } => return None,
-            Self::NoRoot { .. } => {
-                "mount a volume there, or let the daemon see the host's processes (hostPID) and /proc"
-            }
-            Self::NotRegular {
-                what: What::Directory,
-                ..
-            } => "name the files in it, such as `/logs/*.log`",
-            Self::NotRegular { .. } => "write the log to a regular file, or to stdout",
-            Self::Standard { .. } => "declare `NAME=stdout` instead of the path",
-            Self::NotADirectory { .. } => "correct the path",
-            Self::TooManyLinks { .. } => "name the file that the links lead to",
-            Self::NotTheirs { .. } => {
-                "let the link's owner read the file, or name the file itself instead of the link"
-            }
-            Self::Escapes { .. } => "mount the volume by its real path",
-            Self::NotPermitted { .. } => {
-                "let the daemon run as root with CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE"
-            }
-        })
-    }
-
-    /// Whether another root of the container may have what this one has not.
-    pub(crate) fn is_missing(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::NoRoot { .. })
-    }
-
-    pub(crate) fn at(at: impl Into<PathBuf>, error: Errno) -> Self {
-        let at = at.into();
-        match error {
-            // A process that ended meanwhile took its root along.
-            Errno::ENOENT | Errno::ESRCH => Self::NotFound { at },
-            Errno::ENOTDIR => Self::NotADirectory { at },
-            Errno::EACCES | Errno::EPERM => Self::NotPermitted { at },
-            error => Self::Io {
-                at,
-                source: error.into(),
-            },
-        }
-    }
-}
-
-impl From<OpenError> for io::Error {
-    fn from(error: OpenError) -> Self {
-        let kind = match &error {
-            OpenError::NotFound { .. } | OpenError::NoRoot { .. } => io::ErrorKind::NotFound,
-            OpenError::NotADirectory { .. } => io::ErrorKind::NotADirectory,
-            OpenError::NotTheirs { .. }
-            | OpenError::NotPermitted { .. }
-            | OpenError::Escapes { .. } => io::ErrorKind::PermissionDenied,
-            OpenError::MayHang { .. } => io::ErrorKind::Unsupported,
-            OpenError::Io { source, .. } => source.kind(),
-            OpenError::NotAbsolute { .. }
-            | OpenError::NotRegular { .. }
-            | OpenError::Standard { .. }
-            | OpenError::TooManyLinks { .. } => io::ErrorKind::InvalidInput,
-        };
-        Self::new(kind, error)
-    }
-}
 
 /// What a walk may enter.
 #[derive(Debug, Clone, Default)]
@@ -381,37 +174,37 @@ fn candidates(view: &View) -> impl Iterator<Item = Option<&Path>> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Goal {
+pub(super) enum Goal {
     File,
     Directory,
     Any,
 }
 
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     Root,
     Up,
     Down(OsString),
 }
 
 /// A level of the path that is walked: in a container some may not be opened, because a mount lies beneath them.
-struct Level {
-    name: OsString,
-    ground: Option<Ground>,
+pub(super) struct Level {
+    pub(super) name: OsString,
+    pub(super) ground: Option<Ground>,
 }
 
 /// An opened part of the path.
-struct Ground {
-    fd: OwnedFd,
+pub(super) struct Ground {
+    pub(super) fd: OwnedFd,
     /// Where it is in the tree of `table`; empty while that has nothing that may hang.
-    real: PathBuf,
+    pub(super) real: PathBuf,
     /// Whose mount table tells what may hang here: an index into `Walk::tables`.
-    table: usize,
+    pub(super) table: usize,
 }
 
 /// Who made a link that was followed, other than root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Owner {
+pub(super) struct Owner {
     uid: u32,
     gid: u32,
 }
@@ -431,11 +224,11 @@ impl Owner {
     }
 }
 
-struct Walk<'a> {
-    view: &'a View,
+pub(super) struct Walk<'a> {
+    pub(super) view: &'a View,
     goal: Goal,
     entered: &'a [u64],
-    tables: Vec<Arc<Prone>>,
+    pub(super) tables: Vec<Arc<Prone>>,
     links: usize,
     owners: Vec<Owner>,
     /// Whether the result depends on the container's root.
@@ -558,11 +351,11 @@ impl<'a> Walk<'a> {
                     None => Err(OpenError::NotFound { at }),
                 };
             };
-            let here = path_of(&stack).join(&name);
+            let here = || path_of(&stack).join(&name);
             match self.look(ground, &name, &here, !ahead.is_empty())? {
                 Node::Ground(ground) => {
                     if !self.owners.is_empty() && !ahead.is_empty() {
-                        self.let_owners_search(&ground.fd, &here)?;
+                        self.let_owners_search(&ground.fd, &here())?;
                     }
                     stack.push(Level {
                         name,
@@ -570,9 +363,9 @@ impl<'a> Walk<'a> {
                     });
                 }
                 Node::Link(target, owner) => {
-                    self.count_link(&here)?;
+                    self.count_link(&here())?;
                     if ahead.is_empty() {
-                        refuse_standard(&path_of(&stack).join(&target), &here)?;
+                        refuse_standard(&path_of(&stack).join(&target), &here())?;
                     }
                     if owner.uid != 0 && !self.owners.contains(&owner) {
                         self.owners.push(owner);
@@ -628,184 +421,20 @@ impl<'a> Walk<'a> {
         Ok(self.on_host(top, root, Fence::Open)?.0)
     }
 
-    /// Where a mount comes from. A volume within another volume of the same container is reached without leaving
-    /// that: who can write to the outer one could else make the inner one mean any directory of the host.
-    fn mount(&mut self, mount: &Mount) -> Result<Ground, OpenError> {
-        let outer = self
-            .view
-            .mounts
-            .iter()
-            .map(|other| other.host.as_path())
-            .filter(|outer| *outer != mount.host && *outer != Path::new("/"))
-            .filter_map(|outer| Some((outer, mount.host.strip_prefix(outer).ok()?)))
-            .max_by_key(|(_, inner)| inner.as_os_str().len());
-        let top = self.host_root()?;
-        match outer {
-            None => Ok(self.on_host(top, &mount.host, Fence::Open)?.0),
-            Some((outer, inner)) => {
-                let base = self.on_host(top, outer, Fence::Open)?.0;
-                match self.on_host(base, inner, Fence::Closed) {
-                    Ok((ground, _)) => Ok(ground),
-                    Err(OpenError::Escapes { .. }) => Err(OpenError::Escapes {
-                        at: mount.host.clone(),
-                    }),
-                    Err(error) => Err(error),
-                }
-            }
-        }
-    }
-
-    /// Where the host is seen.
-    fn host_root(&self) -> Result<Ground, OpenError> {
-        let path = if self.view.host_root == Path::new("") {
-            Path::new("/")
-        } else {
-            &self.view.host_root
-        };
-        let mut real = PathBuf::new();
-        if !self.tables[0].is_empty() {
-            real = path.canonicalize().map_err(|source| OpenError::Io {
-                at: path.into(),
-                source,
-            })?;
-            if let Some(device) = self.tables[0].above(&real) {
-                self.enter(device, &real)?;
-            }
-        }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = again(|| open(path, flags, Mode::empty()))
-            .map_err(|error| OpenError::at(path, error))?;
-        Ok(Ground { fd, real, table: 0 })
-    }
-
-    /// A path on the host, from `base` on: above that nothing is ever reached.
-    fn on_host(
-        &mut self,
-        base: Ground,
-        path: &Path,
-        fence: Fence,
-    ) -> Result<(Ground, PathBuf), OpenError> {
-        let mut stack = vec![Level {
-            name: OsString::new(),
-            ground: Some(base),
-        }];
-        // A process's root is entered like a container's: its links begin there.
-        let mut floor = 0;
-        let mut ahead = Vec::new();
-        push_steps(&mut ahead, path);
-        loop {
-            let leaves = match ahead.pop() {
-                None => break,
-                Some(Step::Root) => {
-                    stack.truncate(floor + 1);
-                    true
-                }
-                Some(Step::Up) if stack.len() > floor + 1 => {
-                    stack.pop();
-                    false
-                }
-                Some(Step::Up) => true,
-                Some(Step::Down(name)) => {
-                    let at = path_of(&stack);
-                    let here = at.join(&name);
-                    let Some(ground) = stack.last().and_then(|level| level.ground.as_ref()) else {
-                        return Err(OpenError::NotFound { at });
-                    };
-                    let more = !ahead.is_empty();
-                    match self.look(ground, &name, &here, more)? {
-                        Node::Ground(ground) => stack.push(Level {
-                            name,
-                            ground: Some(ground),
-                        }),
-                        Node::Link(..) if name == "root" && is_proc(&ground.fd) => {
-                            let ground = self.process_root(ground, &here)?;
-                            stack.push(Level {
-                                name,
-                                ground: Some(ground),
-                            });
-                            floor = stack.len() - 1;
-                        }
-                        Node::Link(target, _) => {
-                            self.count_link(&here)?;
-                            if self.view.is_host && !more {
-                                refuse_standard(&at.join(&target), &here)?;
-                            }
-                            push_steps(&mut ahead, Path::new(&target));
-                        }
-                    }
-                    false
-                }
-            };
-            if leaves && fence == Fence::Closed {
-                return Err(OpenError::Escapes { at: path.into() });
-            }
-        }
-        let at = path_of(&stack);
-        match stack.pop().and_then(|level| level.ground) {
-            Some(ground) => Ok((ground, at)),
-            None => Err(OpenError::NotFound { at }),
-        }
-    }
-
-    /// The root of a process, from its directory in /proc, which stays this process's whatever becomes of its number.
-    ///
-    /// The number itself may already be another process's: a container's links would then be walked in that one's
-    /// root, the host's perhaps. So where the container's upper directory is known, it must be what is mounted there.
-    fn process_root(&mut self, process: &Ground, here: &Path) -> Result<Ground, OpenError> {
-        let fail = |error| OpenError::at(here, error);
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let table = openat(&process.fd, "mountinfo", flags, Mode::empty()).map_err(fail)?;
-        let mut text = Vec::new();
-        File::from(table)
-            .take(MOST_MOUNTINFO)
-            .read_to_end(&mut text)
-            .map_err(|source| OpenError::Io {
-                at: here.into(),
-                source,
-            })?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = openat(&process.fd, "root", flags, Mode::empty()).map_err(fail)?;
-        if !self.view.is_host {
-            let mut known = self
-                .view
-                .roots
-                .iter()
-                .filter(|root| !root.starts_with("/proc"));
-            let is_ours = if known.clone().next().is_none() {
-                !is_same(&fd, &self.host_root()?.fd).map_err(fail)?
-            } else {
-                upper_of_root(&text)
-                    .is_some_and(|mounted| known.any(|root| is_named(root, &mounted)))
-            };
-            if !is_ours {
-                return Err(OpenError::NotFound { at: here.into() });
-            }
-        }
-        let prone = Prone::parse(&text);
-        let real = if prone.is_empty() {
-            PathBuf::new()
-        } else {
-            PathBuf::from("/")
-        };
-        if let Some(device) = prone.at(&real) {
-            self.enter(device, here)?;
-        }
-        self.tables.push(Arc::new(prone));
-        Ok(Ground {
-            fd,
-            real,
-            table: self.tables.len() - 1,
-        })
-    }
-
-    /// What a name stands for, without following it.
-    fn look(&self, dir: &Ground, name: &OsStr, here: &Path, more: bool) -> Result<Node, OpenError> {
+    /// What a name stands for, without following it. `here` is its path, which only errors need.
+    pub(super) fn look(
+        &self,
+        dir: &Ground,
+        name: &OsStr,
+        here: &dyn Fn() -> PathBuf,
+        more: bool,
+    ) -> Result<Node, OpenError> {
         let prone = &self.tables[dir.table];
         let mut real = PathBuf::new();
         if !prone.is_empty() {
             real = dir.real.join(name);
             if let Some(device) = prone.at(&real) {
-                self.enter(device, here)?;
+                self.enter(device, &here())?;
             }
         }
         let ground = |fd| {
@@ -815,7 +444,7 @@ impl<'a> Walk<'a> {
                 table: dir.table,
             })
         };
-        let fail = |error| OpenError::at(here, error);
+        let fail = |error| OpenError::at(here(), error);
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         // With O_DIRECTORY an automount is mounted; and most names on the way are directories.
         if more || self.goal == Goal::Directory {
@@ -846,7 +475,7 @@ impl<'a> Walk<'a> {
         Ok(ground(fd))
     }
 
-    fn enter(&self, device: u64, at: &Path) -> Result<(), OpenError> {
+    pub(super) fn enter(&self, device: u64, at: &Path) -> Result<(), OpenError> {
         if self.entered.contains(&device) {
             return Ok(());
         }
@@ -856,7 +485,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn count_link(&mut self, at: &Path) -> Result<(), OpenError> {
+    pub(super) fn count_link(&mut self, at: &Path) -> Result<(), OpenError> {
         self.links += 1;
         if self.links > MOST_LINKS {
             return Err(OpenError::TooManyLinks { at: at.into() });
@@ -897,20 +526,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether a host path may leave what it begins at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fence {
-    Open,
-    Closed,
-}
-
-enum Node {
+pub(super) enum Node {
     Ground(Ground),
     Link(OsString, Owner),
 }
 
 /// Puts a path's parts on the stack of steps, the first on top.
-fn push_steps(ahead: &mut Vec<Step>, path: &Path) {
+pub(super) fn push_steps(ahead: &mut Vec<Step>, path: &Path) {
     let from = ahead.len();
     ahead.extend(path.components().filter_map(|part| match part {
         Component::RootDir => Some(Step::Root),
@@ -921,14 +543,14 @@ fn push_steps(ahead: &mut Vec<Step>, path: &Path) {
     ahead[from..].reverse();
 }
 
-fn path_of(stack: &[Level]) -> PathBuf {
+pub(super) fn path_of(stack: &[Level]) -> PathBuf {
     let mut path = PathBuf::from("/");
     path.extend(stack[1..].iter().map(|level| &level.name));
     path
 }
 
 /// Refuses a path that means a standard stream or nothing, however it is written; `..` counts by its letters here.
-fn refuse_standard(path: &Path, at: &Path) -> Result<(), OpenError> {
+pub(super) fn refuse_standard(path: &Path, at: &Path) -> Result<(), OpenError> {
     let mut plain = PathBuf::from("/");
     for part in path.components() {
         match part {
@@ -975,13 +597,8 @@ fn is(stat: &FileStat, kind: SFlag) -> bool {
     stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
 }
 
-fn is_same(a: &OwnedFd, b: &OwnedFd) -> nix::Result<bool> {
-    let (a, b) = (fstat(a)?, fstat(b)?);
-    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
-}
-
 /// Calls again what a signal broke off.
-fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+pub(super) fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
             Err(Errno::EINTR) => {}
@@ -990,11 +607,7 @@ fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     }
 }
 
-const PROC: u64 = 0x9FA0;
-
-fn is_proc(fd: &OwnedFd) -> bool {
-    file_system(fd) == Some(PROC)
-}
+pub(super) const PROC: u64 = 0x9FA0;
 
 /// The file system's number as statfs(2) lists them.
 pub(crate) fn file_system(fd: &impl std::os::fd::AsFd) -> Option<u64> {

@@ -28,7 +28,7 @@ use nix::sys::inotify::{self, AddWatchFlags, InitFlags, WatchDescriptor};
 use nix::unistd::read;
 
 use super::View;
-use super::hang::MountTable;
+use super::mounts::MountTable;
 use super::open::{self, Limits, OpenError};
 use crate::host::{Wakes, WatchId, Woken};
 

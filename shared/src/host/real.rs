@@ -17,17 +17,18 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, makedev};
 use nix::unistd::{Whence, lseek};
 
 use super::{EntryKind, Host, LogFile, Stat, Wakes};
 use crate::follow::View;
-use crate::follow::hang::{self, Guarded, Lane, Lanes, MountTable, may_hang_number};
+use crate::follow::hang::{self, Guarded, Lane, Lanes};
+use crate::follow::mounts::{MountTable, may_hang_number};
 use crate::follow::open::{self, Limits, OpenError, Place, file_system};
 use crate::follow::wake::Inotify;
 
 /// As many mounts that may hang as one path may run through.
-const MOST_MOUNTS: usize = 8;
+const MOST_MOUNTS: usize = 3;
 
 /// Names that a lane lists at a time.
 const NAMES_AT_ONCE: usize = 1024;
@@ -91,7 +92,7 @@ impl RealHost {
                 Ok(result) => return Ok((result, lane)),
                 Err(OpenError::MayHang { device, .. }) if limits.entered.len() < MOST_MOUNTS => {
                     limits.entered.push(device);
-                    lane = Some(self.lanes.of(device));
+                    lane = Some(self.lanes.of(&limits.entered));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -129,14 +130,17 @@ impl Host for RealHost {
     }
 
     fn open_log(&self, view: &View, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        let (file, lane) = self.walk(view, path, |view, path, limits| {
-            open::file(view, path, limits).map(RealFile::new)
+        let (file, _) = self.walk(view, path, |view, path, limits| {
+            let file = open::file(view, path, limits)?;
+            RealFile::new(file, &limits.entered).map_err(|source| OpenError::Io {
+                at: path.to_owned(),
+                source,
+            })
         })?;
-        let lane = match lane {
-            Some(lane) => lane,
-            None if file.may_hang => self.lanes.of(file.file.metadata()?.dev()),
-            None => return Ok(Arc::new(file)),
-        };
+        if !file.may_hang {
+            return Ok(Arc::new(file));
+        }
+        let lane = self.lanes.of(&[file.device]);
         Ok(Arc::new(Guarded::new(Arc::new(file), lane)))
     }
 
@@ -338,13 +342,20 @@ fn kind_of_type(kind: Type) -> EntryKind {
 #[derive(Debug)]
 struct RealFile {
     file: File,
+    device: u64,
     may_hang: bool,
 }
 
 impl RealFile {
-    fn new(file: File) -> Self {
-        let may_hang = file_system(&file).is_some_and(may_hang_number);
-        Self { file, may_hang }
+    /// `entered` are the mounts that may hang by what the mount table says.
+    fn new(file: File, entered: &[u64]) -> io::Result<Self> {
+        let device = file.metadata()?.dev();
+        let number = file_system(&file);
+        Ok(Self {
+            may_hang: entered.contains(&device) || number.is_some_and(may_hang_number),
+            device,
+            file,
+        })
     }
 }
 
@@ -372,20 +383,46 @@ impl LogFile for RealFile {
     }
 }
 
-/// What an open file is now; one statx.
+/// What an open file is now. By statx itself, because the standard library knows birth times only with glibc, and the
+/// shim is linked with musl.
 pub(super) fn stat_of(file: &File, may_hang: bool) -> io::Result<Stat> {
-    let metadata = file.metadata()?;
-    Ok(Stat {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        birth_ns: metadata.created().ok().map(since_1970),
-        size: metadata.len(),
-        disk_bytes: metadata.blocks().saturating_mul(512),
-        links: metadata.nlink(),
-        modified_ns: metadata
-            .mtime()
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let ns = |seconds: i64, nanos: u32| {
+        seconds
             .saturating_mul(1_000_000_000)
-            .saturating_add(metadata.mtime_nsec()),
-        may_hang,
-    })
+            .saturating_add(i64::from(nanos))
+    };
+    match statx(file, c"", AtFlags::EMPTY_PATH, wanted) {
+        Ok(stat) => Ok(Stat {
+            device: makedev(stat.stx_dev_major.into(), stat.stx_dev_minor.into()),
+            inode: stat.stx_ino,
+            birth_ns: StatxFlags::from_bits_retain(stat.stx_mask)
+                .contains(StatxFlags::BTIME)
+                .then(|| ns(stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)),
+            size: stat.stx_size,
+            disk_bytes: stat.stx_blocks.saturating_mul(512),
+            links: stat.stx_nlink.into(),
+            modified_ns: ns(stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            may_hang,
+        }),
+        // An old seccomp profile refuses it.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+            let metadata = file.metadata()?;
+            Ok(Stat {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                birth_ns: None,
+                size: metadata.len(),
+                disk_bytes: metadata.blocks().saturating_mul(512),
+                links: metadata.nlink(),
+                modified_ns: ns(
+                    metadata.mtime(),
+                    u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+                ),
+                may_hang,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
 }

@@ -114,12 +114,17 @@ fn a_walk_into_a_mount_that_hangs_is_given_up_and_a_link_out_of_it_still_leads_i
         host: other.path().into(),
     });
     assert!(host.open_log(&view, Path::new("/near/link.log")).is_ok());
+    let through = host
+        .open_log(&view, Path::new("/far/../other/app.log"))
+        .unwrap();
     far.hold(LOOKUP);
     for path in ["/near/link.log", "/far/app.log", "/far/none.log"] {
         let error = host.open_log(&view, Path::new(path)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{path}: {error}");
     }
     assert!(host.open_log(&view, Path::new("/other/app.log")).is_ok());
+    // It was reached through the one that hangs, and lies on the other.
+    assert_eq!(through.read_at(&mut [0; 100], 0).unwrap(), TEXT.len());
     // Nothing is watched there: the sweep looks, in the mount's own thread.
     let error = host
         .wakes()

@@ -333,9 +333,9 @@ fn where_a_directory_is_still_missing_the_nearest_one_above_it_is_watched() {
     let mut tree = Tree::new(&["/logs/app/today/a.log"]);
     assert_eq!(
         tree.walk("/logs/web/sub/*.log").unwrap().dirs,
-        set(&["/logs"])
+        set(&["/logs", "/logs/web/sub"])
     );
-    assert_eq!(tree.walk("/none/*.log").unwrap().dirs, set(&["/"]));
+    assert_eq!(tree.walk("/none/*.log").unwrap().dirs, set(&["/", "/none"]));
     assert_eq!(
         tree.walk("/logs/app/*/a.log").unwrap().dirs,
         set(&["/logs/app", "/logs/app/today"])
