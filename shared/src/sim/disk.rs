@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 use super::clock::Moment;
 use super::content::{BLOCK, Content, index};
-use super::rng::{Rng, mix};
-use super::unsynced::{Naming, Namings, PowerLoss, Slot, Unsynced, Who};
+use super::rng::mix;
+use super::unsynced::{Naming, Namings, Slot, Unsynced, Who};
 use crate::host::{EntryKind, Space, Stat};
 
 /// An inode for as long as the simulation lasts; unlike its number it never comes twice.
@@ -23,7 +23,7 @@ pub(super) type NodeId = usize;
 pub(super) const ROOT: NodeId = 0;
 
 /// The number of the first disk's first partition.
-const FIRST_DEVICE: u64 = 0x801;
+pub(super) const FIRST_DEVICE: u64 = 0x801;
 
 /// Which inode number a new file gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,27 +62,27 @@ impl Default for FileSystem {
 }
 
 #[derive(Debug)]
-struct System {
-    is: FileSystem,
-    device: u64,
-    used_bytes: u64,
-    next_inode: u64,
-    free_inodes: BTreeSet<u64>,
-    last_freed: Vec<u64>,
+pub(super) struct System {
+    pub(super) is: FileSystem,
+    pub(super) device: u64,
+    pub(super) used_bytes: u64,
+    pub(super) next_inode: u64,
+    pub(super) free_inodes: BTreeSet<u64>,
+    pub(super) last_freed: Vec<u64>,
 }
 
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) what: What,
-    system: usize,
-    inode: u64,
+    pub(super) system: usize,
+    pub(super) inode: u64,
     /// The directories that name it, one for each name.
     pub(super) named_in: Vec<NodeId>,
     /// How often the daemon has it open, and how often others do.
-    opens: [u32; 2],
+    pub(super) opens: [u32; 2],
     /// How many namings that are not safe speak of it.
-    unsafe_namings: u32,
-    has_number: bool,
+    pub(super) unsafe_namings: u32,
+    pub(super) has_number: bool,
     birth_ns: i64,
     pub(super) modified_ns: i64,
     pub(super) mode: u32,
@@ -106,16 +106,16 @@ pub(super) type Directory = BTreeMap<(u64, OsString), NodeId>;
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) content: Content,
-    unsynced: Unsynced,
+    pub(super) unsynced: Unsynced,
     /// What cannot be read.
     bad: Vec<Range<u64>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Disk {
-    nodes: Vec<Node>,
-    systems: Vec<System>,
-    namings: Namings,
+    pub(super) nodes: Vec<Node>,
+    pub(super) systems: Vec<System>,
+    pub(super) namings: Namings,
     seed: u64,
 }
 
@@ -429,7 +429,7 @@ impl Disk {
         self.settle(safe);
     }
 
-    fn set_slot(&mut self, dir: NodeId, name: &OsStr, to: Option<NodeId>) {
+    pub(super) fn set_slot(&mut self, dir: NodeId, name: &OsStr, to: Option<NodeId>) {
         let key = (self.place(name), name.to_os_string());
         let What::Directory(names) = &mut self.nodes[dir].what else {
             return;
@@ -645,92 +645,6 @@ impl Disk {
             .namings
             .commit(|naming| naming.slots.iter().any(|slot| slot.dir == dir));
         self.settle(safe);
-    }
-
-    /// The machine stops and starts: nothing is open any more, and devices are numbered anew. With `loss` the power
-    /// failed, else everything was written.
-    pub(super) fn reboot(&mut self, rng: &mut Rng, loss: Option<PowerLoss>) {
-        match loss {
-            Some(loss) => {
-                for naming in self.namings.lose(rng, loss) {
-                    for slot in naming.slots.iter().rev() {
-                        self.set_slot(slot.dir, &slot.name, slot.old);
-                    }
-                }
-            }
-            None => self.namings = Namings::default(),
-        }
-        let reached = self.reached();
-        for system in &mut self.systems {
-            system.used_bytes = 0;
-        }
-        for (id, reached) in reached.into_iter().enumerate() {
-            let node = &mut self.nodes[id];
-            node.opens = [0; 2];
-            node.unsafe_namings = 0;
-            if !reached {
-                node.what = What::Gone;
-                continue;
-            }
-            if let What::File(file) = &mut node.what {
-                match loss {
-                    Some(loss) => file.content = file.unsynced.lose(&file.content, rng, loss),
-                    None => file.unsynced.synced_all(&file.content),
-                }
-                self.systems[node.system].used_bytes += file.content.disk_bytes();
-            }
-        }
-        self.number_again();
-        // Often the numbers of others: the order in which disks are found changes.
-        let mut devices: Vec<u64> = (0..=self.systems.len() as u64)
-            .map(|n| FIRST_DEVICE + n)
-            .collect();
-        rng.shuffle(&mut devices);
-        for (system, device) in self.systems.iter_mut().zip(devices) {
-            system.device = device;
-        }
-    }
-
-    /// Which inodes have a way to them from the root; what names them is written down anew.
-    fn reached(&mut self) -> Vec<bool> {
-        let mut named_in = vec![Vec::new(); self.nodes.len()];
-        let mut ahead = vec![ROOT];
-        while let Some(dir) = ahead.pop() {
-            if let What::Directory(names) = &self.nodes[dir].what {
-                for node in names.values() {
-                    if named_in[*node].is_empty() {
-                        ahead.push(*node);
-                    }
-                    named_in[*node].push(dir);
-                }
-            }
-        }
-        let mut reached = Vec::with_capacity(named_in.len());
-        for (node, named_in) in self.nodes.iter_mut().zip(named_in) {
-            reached.push(!named_in.is_empty());
-            node.named_in = named_in;
-        }
-        reached[ROOT] = true;
-        reached
-    }
-
-    /// Finds out which inode numbers are free.
-    fn number_again(&mut self) {
-        let mut taken = vec![BTreeSet::new(); self.systems.len()];
-        for node in &mut self.nodes {
-            node.has_number = !matches!(node.what, What::Gone);
-            if node.has_number {
-                taken[node.system].insert(node.inode);
-            }
-        }
-        for (system, taken) in self.systems.iter_mut().zip(taken) {
-            let free = (2..system.next_inode).filter(|inode| !taken.contains(inode));
-            match system.is.inode_numbers {
-                InodeNumbers::LowestFree => system.free_inodes = free.collect(),
-                InodeNumbers::LastFreed => system.last_freed = free.collect(),
-                InodeNumbers::Fresh => {}
-            }
-        }
     }
 }
 

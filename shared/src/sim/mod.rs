@@ -14,9 +14,11 @@ mod content;
 mod disk;
 mod faults;
 mod handles;
+mod reboot;
 mod rng;
 mod unsynced;
 mod walk;
+pub mod workload;
 mod writers;
 
 #[cfg(test)]

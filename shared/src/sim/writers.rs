@@ -159,6 +159,10 @@ impl Machine {
     ) -> io::Result<()> {
         let mut beside = path.as_ref().as_os_str().to_os_string();
         beside.push(".new");
+        // One that an earlier try has left.
+        if self.kind(&beside) == Some(EntryKind::Link) {
+            self.delete(&beside)?;
+        }
         self.symlink(target, &beside)?;
         self.rename(&beside, path)
     }

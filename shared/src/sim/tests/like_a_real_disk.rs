@@ -126,6 +126,9 @@ impl Both {
             ),
             Op::ReplaceSymlink(to, path) => {
                 let beside = at(&format!("{path}.new"));
+                if beside.is_symlink() {
+                    fs::remove_file(&beside).expect("it is there");
+                }
                 let real = symlink(target(to), &beside).and_then(|()| fs::rename(beside, at(path)));
                 (real, machine.replace_symlink(target(to), at(path)))
             }
