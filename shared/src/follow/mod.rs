@@ -3,7 +3,10 @@
 //! Invariants: a file is matched to a stream by identity, never by path; a handle is held until its bytes are
 //! read and acknowledged; inotify only wakes, stat decides.
 
+pub mod hang;
 pub mod identity;
+pub mod open;
+pub mod wake;
 
 use std::path::PathBuf;
 
@@ -25,9 +28,10 @@ pub struct StreamKey {
 pub struct View {
     /// Where the host's files are seen: `/`, or `/host`.
     pub host_root: PathBuf,
-    /// The container's root directory on the host (merged overlay, or upper directory); `None`: the host itself,
-    /// or a container of whose own file system nothing is known.
-    pub root: Option<PathBuf>,
+    /// The container's root directory on the host, best first: the overlay's upper directory, then the merged one or
+    /// `/proc/PID/root`, where what is not in the first is sought. Empty: the host itself, or a container of whose
+    /// own file system nothing is known.
+    pub roots: Vec<PathBuf>,
     /// The container's mounts, longest container path first.
     pub mounts: Vec<Mount>,
     /// Whether paths are the host's own (static sources): no container root applies.

@@ -14,6 +14,7 @@ use super::clock::Moment;
 use super::content::{BLOCK, Content, index};
 use super::rng::mix;
 use super::unsynced::{Naming, Namings, Slot, Unsynced, Who};
+use super::wakes::Listeners;
 use crate::host::{EntryKind, Space, Stat};
 
 /// An inode for as long as the simulation lasts; unlike its number it never comes twice.
@@ -76,8 +77,8 @@ pub(super) struct Node {
     pub(super) what: What,
     pub(super) system: usize,
     pub(super) inode: u64,
-    /// The directories that name it, one for each name.
-    pub(super) named_in: Vec<NodeId>,
+    /// Its names, each with its directory.
+    pub(super) named_in: Vec<(NodeId, OsString)>,
     /// How often the daemon has it open, and how often others do.
     pub(super) opens: [u32; 2],
     /// How many namings that are not safe speak of it.
@@ -108,7 +109,7 @@ pub(super) struct File {
     pub(super) content: Content,
     pub(super) unsynced: Unsynced,
     /// What cannot be read.
-    bad: Vec<Range<u64>>,
+    bad: Range<u64>,
 }
 
 #[derive(Debug)]
@@ -116,6 +117,7 @@ pub(super) struct Disk {
     pub(super) nodes: Vec<Node>,
     pub(super) systems: Vec<System>,
     pub(super) namings: Namings,
+    pub(super) listeners: Listeners,
     seed: u64,
 }
 
@@ -124,11 +126,12 @@ pub(super) fn errno(code: i32) -> io::Error {
 }
 
 impl Disk {
-    pub(super) fn new(seed: u64, root: FileSystem) -> Self {
+    pub(super) fn new(seed: u64, root: FileSystem, listeners: Listeners) -> Self {
         let mut disk = Self {
             nodes: Vec::new(),
             systems: Vec::new(),
             namings: Namings::default(),
+            listeners,
             seed,
         };
         disk.add_system(root);
@@ -417,9 +420,11 @@ impl Disk {
         for slot in &naming.slots {
             self.nodes[slot.dir].modified_ns = moment.stamp_ns;
             self.set_slot(slot.dir, &slot.name, slot.new);
+            self.listeners.tell(slot.dir, Some(&slot.name));
         }
         for node in &concerned {
             self.nodes[*node].unsafe_namings += 1;
+            self.listeners.tell(*node, None);
         }
         self.namings.push(naming);
         for node in concerned {
@@ -440,12 +445,13 @@ impl Disk {
         };
         if let Some(old) = old {
             let named_in = &mut self.nodes[old].named_in;
-            if let Some(at) = named_in.iter().position(|other| *other == dir) {
+            let is_it = |other: &(NodeId, OsString)| other.0 == dir && other.1 == name;
+            if let Some(at) = named_in.iter().position(is_it) {
                 named_in.swap_remove(at);
             }
         }
         if let Some(node) = to {
-            self.nodes[node].named_in.push(dir);
+            self.nodes[node].named_in.push((dir, name.to_os_string()));
         }
     }
 
@@ -470,6 +476,7 @@ impl Disk {
                 self.systems[node.system].used_bytes -= file.content.disk_bytes();
             }
             self.free_number(id);
+            self.listeners.gone(id);
         }
         // Until its removal is safe a power loss can bring it back.
         let node = &mut self.nodes[id];
@@ -520,23 +527,18 @@ impl Disk {
     pub(super) fn read(&self, id: NodeId, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let file = self.file(id)?;
         let end = offset + buffer.len() as u64;
-        let reach = file
-            .bad
-            .iter()
-            .filter(|bad| bad.start < end && offset < bad.end)
-            .map(|bad| bad.start.max(offset))
-            .min();
-        match reach {
-            Some(bad) if bad == offset && offset < file.content.size() => Err(errno(libc::EIO)),
-            Some(bad) => Ok(file
-                .content
-                .read(&mut buffer[..index(bad - offset)], offset)),
-            None => Ok(file.content.read(buffer, offset)),
+        if file.bad.start >= end || offset >= file.bad.end || file.bad.is_empty() {
+            return Ok(file.content.read(buffer, offset));
         }
+        if offset >= file.bad.start && offset < file.content.size() {
+            return Err(errno(libc::EIO));
+        }
+        let before = index(file.bad.start.saturating_sub(offset));
+        Ok(file.content.read(&mut buffer[..before], offset))
     }
 
     /// Changes what cannot be read of a file.
-    pub(super) fn set_bad(&mut self, id: NodeId, bad: Vec<Range<u64>>) -> io::Result<()> {
+    pub(super) fn set_bad(&mut self, id: NodeId, bad: Range<u64>) -> io::Result<()> {
         self.file(id)?;
         if let What::File(file) = &mut self.nodes[id].what {
             file.bad = bad;
@@ -574,6 +576,7 @@ impl Disk {
             file.content.write(offset, fitting);
             self.systems[node.system].used_bytes += file.content.disk_bytes() - before;
             node.modified_ns = moment.stamp_ns;
+            self.tell_of(id);
         }
         if fits < length {
             return Err(errno(libc::ENOSPC));
@@ -625,6 +628,7 @@ impl Disk {
         let system = &mut self.systems[node.system];
         system.used_bytes = system.used_bytes + file.content.disk_bytes() - before;
         node.modified_ns = moment.stamp_ns;
+        self.tell_of(id);
         Ok(())
     }
 

@@ -16,6 +16,10 @@ pub enum Op {
     StatLog,
     /// `Host::list`.
     List,
+    /// `Host::wakes`.
+    Wakes,
+    /// `Wakes::watch`.
+    Watch,
     /// `Disk::open`.
     Open,
     /// `OwnFile::read_at`.
@@ -56,7 +60,7 @@ impl Op {
     fn is_own(self) -> bool {
         !matches!(
             self,
-            Self::OpenLog | Self::ReadLog | Self::StatLog | Self::List
+            Self::OpenLog | Self::ReadLog | Self::StatLog | Self::List | Self::Wakes | Self::Watch
         )
     }
 }

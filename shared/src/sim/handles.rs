@@ -2,18 +2,22 @@
 //! Place: within **sim**; what the real host does by system calls is done here on `disk`, after `faults` had its say.
 //! Invariant: the state is never locked while someone else's code runs.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::ops::{Bound, ControlFlow};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::disk::{NodeId, What, errno};
+use super::disk::{Disk, NodeId, What, errno};
 use super::faults::{Failure, Op};
 use super::walk::Links;
 use super::{Machine, State, Who};
 use crate::follow::View;
-use crate::host::{self, Entry, EntryKind, Host, LogFile, OwnFile, Space, Stat};
+use crate::host::{self, EntryKind, Host, LogFile, OwnFile, Space, Stat, Wakes};
+
+/// Names that are listed between two looks of others at the disk.
+const NAMES_AT_ONCE: usize = 128;
 
 impl Host for Machine {
     fn now(&self) -> Duration {
@@ -31,11 +35,7 @@ impl Host for Machine {
     fn open_log(&self, view: &View, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         let mut state = self.state();
         state.meet(Op::OpenLog, path)?;
-        let node = *state
-            .disk
-            .find_in(view, path)?
-            .first()
-            .ok_or_else(|| errno(libc::ENOENT))?;
+        let node = state.disk.find_in(view, path)?;
         state
             .disk
             .file(node)
@@ -46,28 +46,131 @@ impl Host for Machine {
         Ok(Arc::new(self.hold(&mut state, node, path)))
     }
 
-    fn list(&self, view: &View, dir: &Path) -> io::Result<Vec<Entry>> {
-        let mut state = self.state();
-        state.meet(Op::List, dir)?;
-        let disk = &state.disk;
-        let mut entries: Vec<Entry> = Vec::new();
-        for found in disk.find_in(view, dir)? {
-            if disk.node(found).forbidden {
-                return Err(errno(libc::EACCES));
-            }
-            let What::Directory(names) = &disk.node(found).what else {
-                return Err(errno(libc::ENOTDIR));
+    fn list(
+        &self,
+        view: &View,
+        dir: &Path,
+        each: &mut dyn FnMut(&OsStr, EntryKind, u64) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        let mut listing = {
+            let mut state = self.state();
+            state.meet(Op::List, dir)?;
+            Listing::open(&state.disk, view, dir)?
+        };
+        loop {
+            let portion = listing.portion(&self.state().disk);
+            let Some(portion) = portion else {
+                return Ok(());
             };
-            for ((_, name), node) in names {
-                entries.push(Entry {
-                    name: name.clone(),
-                    kind: disk.kind(*node),
-                    inode: disk.inode(*node),
-                });
+            for (name, kind, inode) in &portion {
+                if each(name, *kind, *inode).is_break() {
+                    return Ok(());
+                }
             }
         }
-        Ok(entries)
     }
+
+    fn wakes(&self) -> io::Result<Arc<dyn Wakes>> {
+        self.state().meet(Op::Wakes, Path::new("/"))?;
+        Ok(self.listen())
+    }
+}
+
+type Entry = (OsString, EntryKind, u64);
+
+/// A directory as all roots of a view together have it: a name in a better root hides the same in the others, and a
+/// mount hides what it lies on.
+struct Listing {
+    mounts: Vec<Entry>,
+    mounts_told: bool,
+    roots: Vec<NodeId>,
+    at: usize,
+    /// What was told last of the present root.
+    after: Bound<(u64, OsString)>,
+}
+
+impl Listing {
+    fn open(disk: &Disk, view: &View, dir: &Path) -> io::Result<Self> {
+        let (roots, mounts) = match disk.find_all_in(view, dir) {
+            Ok(found) => (found.nodes, mounts_in(disk, view, &found.path)),
+            // Of a container without a root only the mounts are known, and so where they lie.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mounts = mounts_in(disk, view, dir);
+                if mounts.is_empty() {
+                    return Err(error);
+                }
+                (Vec::new(), mounts)
+            }
+            Err(error) => return Err(error),
+        };
+        for dir in &roots {
+            if disk.kind(*dir) != EntryKind::Directory {
+                return Err(errno(libc::ENOTDIR));
+            }
+        }
+        Ok(Self {
+            mounts,
+            mounts_told: false,
+            roots,
+            at: 0,
+            after: Bound::Unbounded,
+        })
+    }
+
+    /// The next names; `None` after the last. What is made and removed between two portions may be missed, as it may
+    /// be on a real disk.
+    fn portion(&mut self, disk: &Disk) -> Option<Vec<Entry>> {
+        if !std::mem::replace(&mut self.mounts_told, true) && !self.mounts.is_empty() {
+            return Some(self.mounts.clone());
+        }
+        let dir = *self.roots.get(self.at)?;
+        let mut portion = Vec::new();
+        let mut seen = 0;
+        if let What::Directory(names) = &disk.node(dir).what {
+            for (key, node) in names
+                .range((self.after.clone(), Bound::Unbounded))
+                .take(NAMES_AT_ONCE)
+            {
+                seen += 1;
+                let name = &key.1;
+                let mut better = self.roots[..self.at].iter();
+                let is_hidden = self.mounts.iter().any(|(mount, _, _)| mount == name)
+                    || better.any(|dir| disk.child(*dir, name).is_some());
+                if !is_hidden {
+                    portion.push((name.clone(), disk.kind(*node), disk.inode(*node)));
+                }
+                self.after = Bound::Excluded(key.clone());
+            }
+        }
+        if seen < NAMES_AT_ONCE {
+            self.at += 1;
+            self.after = Bound::Unbounded;
+        }
+        Some(portion)
+    }
+}
+
+/// The names that the container's mounts have in one of its directories. What is not there on the host is left out.
+fn mounts_in(disk: &Disk, view: &View, dir: &Path) -> Vec<Entry> {
+    let mut names: Vec<Entry> = Vec::new();
+    for mount in view.mounts.iter().filter(|_| !view.is_host) {
+        let Ok(inner) = mount.container.strip_prefix(dir) else {
+            continue;
+        };
+        let mut parts = inner.components();
+        let Some(name) = parts.next().map(|part| part.as_os_str().to_os_string()) else {
+            continue;
+        };
+        if names.iter().any(|(other, _, _)| *other == name) {
+            continue;
+        }
+        if parts.next().is_some() {
+            names.push((name, EntryKind::Directory, 0));
+        } else if let Ok(node) = disk.mounted(mount) {
+            names.push((name, disk.kind(node), disk.inode(node)));
+        }
+    }
+    names
 }
 
 impl host::Disk for Machine {
@@ -83,6 +186,10 @@ impl host::Disk for Machine {
             .strip_prefix(beneath)
             .map_err(|_| io::ErrorKind::InvalidInput)?;
         let last = after.components().count();
+        let is_plain = |part| matches!(part, Component::Normal(_));
+        if last == 0 || !after.components().all(is_plain) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let place = state.disk.walk(path, Links::Refuse { last })?;
         let node = match (place.node, create) {
             (Some(node), _) => {
@@ -276,7 +383,7 @@ impl OwnFile for Held {
 }
 
 impl State {
-    fn meet(&mut self, op: Op, path: &Path) -> io::Result<()> {
+    pub(super) fn meet(&mut self, op: Op, path: &Path) -> io::Result<()> {
         self.faults
             .meet(op, &[path])
             .map_err(|failure| failure.error)

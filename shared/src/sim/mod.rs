@@ -17,6 +17,7 @@ mod handles;
 mod reboot;
 mod rng;
 mod unsynced;
+mod wakes;
 mod walk;
 pub mod workload;
 mod writers;
@@ -38,6 +39,7 @@ use clock::{Clock, Moment};
 use disk::Disk;
 use faults::Faults;
 use unsynced::Who;
+use wakes::Listeners;
 
 /// What kind of machine it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,6 +50,8 @@ pub struct Settings {
     pub tick: Duration,
     /// How likely a read gives less than is there, though never nothing. 0.0 by default.
     pub short_reads: f64,
+    /// How likely a change is told to nobody ([`Machine::lose_wakes`]). 0.0 by default.
+    pub lost_wakes: f64,
 }
 
 impl Default for Settings {
@@ -56,6 +60,7 @@ impl Default for Settings {
             root: FileSystem::default(),
             tick: Duration::from_millis(4),
             short_reads: 0.0,
+            lost_wakes: 0.0,
         }
     }
 }
@@ -96,10 +101,11 @@ impl Machine {
     #[must_use]
     pub fn with(seed: u64, settings: Settings) -> Self {
         let mut rng = Rng::new(seed);
+        let listeners = Listeners::new(rng.fork(), settings.lost_wakes);
         let state = State {
             settings,
             clock: Clock::new(rng.next_u64(), settings.tick),
-            disk: Disk::new(rng.next_u64(), settings.root),
+            disk: Disk::new(rng.next_u64(), settings.root, listeners),
             faults: Faults::default(),
             rng,
             life: 0,
@@ -131,6 +137,7 @@ impl Machine {
         let mut state = self.state();
         state.life += 1;
         state.faults.revive();
+        state.disk.listeners.clear();
         state.disk.close_ours();
     }
 

@@ -13,6 +13,7 @@ impl Disk {
     /// The machine stops and starts: nothing is open any more, and devices are numbered anew. With `loss` the power
     /// failed, else everything was written.
     pub(super) fn reboot(&mut self, rng: &mut Rng, loss: Option<PowerLoss>) {
+        self.listeners.clear();
         match loss {
             Some(loss) => {
                 for naming in self.namings.lose(rng, loss) {
@@ -60,11 +61,11 @@ impl Disk {
         let mut ahead = vec![ROOT];
         while let Some(dir) = ahead.pop() {
             if let What::Directory(names) = &self.nodes[dir].what {
-                for node in names.values() {
+                for ((_, name), node) in names {
                     if named_in[*node].is_empty() {
                         ahead.push(*node);
                     }
-                    named_in[*node].push(dir);
+                    named_in[*node].push((dir, name.clone()));
                 }
             }
         }

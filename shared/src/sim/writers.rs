@@ -224,14 +224,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes these bytes of a file unreadable (`EIO`), and only these.
+    /// Makes these bytes of a file unreadable (`EIO`), and only these; an empty range makes all readable again.
     ///
     /// # Errors
     /// Where no file is there.
-    pub fn set_bad(&self, path: impl AsRef<Path>, ranges: &[Range<u64>]) -> io::Result<()> {
+    pub fn set_bad(&self, path: impl AsRef<Path>, bad: Range<u64>) -> io::Result<()> {
         let mut state = self.state();
         let node = state.disk.walk(path.as_ref(), Links::Follow)?.found()?;
-        state.disk.set_bad(node, ranges.to_vec())
+        state.disk.set_bad(node, bad)
     }
 
     /// What stands under a path's last name; `None` where nothing does.

@@ -2,3 +2,4 @@
 
 mod like_a_real_disk;
 mod power;
+mod views;

@@ -2,10 +2,17 @@
 //! Place: every stage that needs time or a disk takes a `Host`; nothing else reads a clock or opens a file.
 //! Invariants: monotonic time never goes back; wall time may jump and is only shown or stamped.
 
+mod disk;
+mod real;
+
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use real::RealHost;
 
 /// A clock and the files that logs are in.
 pub trait Host: Send + Sync + std::fmt::Debug {
@@ -19,13 +26,64 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// Opens `path` as seen in `view` for reading, if it is a regular file; never blocks on a FIFO.
     ///
     /// # Errors
-    /// As the walk meets them; `InvalidInput` when what stands there is no regular file.
+    /// As the walk meets them, with an [`OpenError`](crate::follow::open::OpenError) as their source where the real
+    /// host opens; `InvalidInput` when what stands there is no regular file, `TimedOut` when its mount hangs.
     fn open_log(&self, view: &crate::follow::View, path: &Path) -> io::Result<Arc<dyn LogFile>>;
-    /// Lists a directory as seen in `view`: names with what they are.
+    /// Lists a directory as seen in `view`: calls `each` with every name but `.` and `..`, what it is, and its inode as
+    /// the listing tells it (`stat` of the opened file is the truth), in no order, until it breaks. Nothing is kept
+    /// of the names, so a directory may hold any number of them.
     ///
     /// # Errors
-    /// As the walk meets them.
-    fn list(&self, view: &crate::follow::View, dir: &Path) -> io::Result<Vec<Entry>>;
+    /// As the walk meets them; `NotADirectory` when it is none, `TimedOut` when its mount hangs. Names told before an
+    /// error stand, but are not all.
+    fn list(
+        &self,
+        view: &crate::follow::View,
+        dir: &Path,
+        each: &mut dyn FnMut(&OsStr, EntryKind, u64) -> ControlFlow<()>,
+    ) -> io::Result<()>;
+    /// A new way to be woken when something changes in directories; one for each thread that waits.
+    ///
+    /// # Errors
+    /// As the kernel gives them: `fs.inotify.max_user_instances` may be reached.
+    fn wakes(&self) -> io::Result<Arc<dyn Wakes>>;
+}
+
+/// Wakes a thread when something changes in watched directories. A hint only: events may be missed (a network file
+/// system, an overlay seen from below, an overflow), so a periodic sweep is the truth.
+pub trait Wakes: Send + Sync + std::fmt::Debug {
+    /// Watches a directory, or one file (a link's target, a volume that is a file), as seen in `view`. The same one may
+    /// be watched any number of times.
+    ///
+    /// # Errors
+    /// As the walk meets them; `StorageFull` when the kernel's limit of watches is reached, `Unsupported` for a
+    /// mount that may hang. What is not watched is found by the sweep.
+    fn watch(&self, view: &crate::follow::View, path: &Path) -> io::Result<WatchId>;
+    /// Watches no longer; what it changed before may still be told once.
+    fn unwatch(&self, watch: WatchId);
+    /// Blocks until something has changed, [`Wakes::wake`] is called or `timeout` is over, and takes all that is known
+    /// by then, each name once. A file that is written without pause wakes every time: the caller sleeps (up to
+    /// 100 ms) between two calls, and what happens meanwhile costs one event.
+    fn wait(&self, timeout: Duration) -> Woken;
+    /// Ends the present [`Wakes::wait`], or the next.
+    fn wake(&self);
+}
+
+/// A watch of a [`Wakes`]; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WatchId(pub u64);
+
+/// What a [`Wakes::wait`] ended with. Nothing of it when the time was over.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Woken {
+    /// Where something changed: the name in the watched directory, `None` for what is watched itself.
+    pub changed: Vec<(WatchId, Option<OsString>)>,
+    /// What these watched is deleted or unmounted: they tell nothing more. [`Wakes::unwatch`] is not needed.
+    pub gone: Vec<WatchId>,
+    /// Events were lost: everything must be looked at.
+    pub overflow: bool,
+    /// [`Wakes::wake`] was called.
+    pub called: bool,
 }
 
 /// A file that is being followed, held open whatever becomes of its names.
@@ -66,17 +124,6 @@ pub struct Stat {
     pub modified_ns: i64,
     /// Whether it lies on a network or user-space file system, whose reads may hang (fstatfs).
     pub may_hang: bool,
-}
-
-/// One name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The name; any bytes.
-    pub name: std::ffi::OsString,
-    /// What it is.
-    pub kind: EntryKind,
-    /// Its inode as the listing tells it.
-    pub inode: u64,
 }
 
 /// What a name stands for.
@@ -125,7 +172,7 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// As the file system gives them.
-    fn names(&self, dir: &Path) -> io::Result<Vec<std::ffi::OsString>>;
+    fn names(&self, dir: &Path) -> io::Result<Vec<OsString>>;
     /// Makes the names in a directory survive a power loss.
     ///
     /// # Errors
