@@ -91,7 +91,7 @@ struct Listing {
 
 impl Listing {
     fn open(disk: &Disk, view: &View, dir: &Path) -> io::Result<Self> {
-        let (roots, mounts) = match disk.find_all_in(view, dir) {
+        let (roots, mounts) = match disk.find_all_in(view, dir, true) {
             Ok(found) => (found.nodes, mounts_in(disk, view, &found.path)),
             // Of a container without a root only the mounts are known, and so where they lie.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -103,11 +103,6 @@ impl Listing {
             }
             Err(error) => return Err(error),
         };
-        for dir in &roots {
-            if disk.kind(*dir) != EntryKind::Directory {
-                return Err(errno(libc::ENOTDIR));
-            }
-        }
         Ok(Self {
             mounts,
             mounts_told: false,

@@ -174,7 +174,7 @@ impl Wakes for Ear {
         let mut state = self.machine.state();
         state.meet(Op::Watch, path)?;
         let State { disk, .. } = &mut *state;
-        let found = disk.find_all_in(view, path)?.nodes;
+        let found = disk.find_all_in(view, path, false)?.nodes;
         if found.iter().any(|node| disk.stat(*node).may_hang) {
             return Err(io::ErrorKind::Unsupported.into());
         }

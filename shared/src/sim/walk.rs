@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::disk::{Disk, NodeId, ROOT, What, errno};
 use crate::follow::{Mount, View};
+use crate::host::EntryKind;
 
 /// As many links as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
@@ -59,7 +60,7 @@ pub(super) struct Found {
     pub(super) path: PathBuf,
 }
 
-/// A part of the path that was walked: `None` where only a mount below makes it one.
+/// A part of the path that was walked: `None` where it was only passed on the way to a mount.
 struct Step<'a> {
     name: &'a OsStr,
     node: Option<NodeId>,
@@ -108,11 +109,22 @@ impl Disk {
         Err(missing.unwrap_or_else(|| errno(libc::ENOENT)))
     }
 
-    /// The same in each root that has it.
-    pub(super) fn find_all_in(&self, view: &View, path: &Path) -> io::Result<Found> {
+    /// The same in each root that has it, or has a directory there.
+    pub(super) fn find_all_in(
+        &self,
+        view: &View,
+        path: &Path,
+        only_directories: bool,
+    ) -> io::Result<Found> {
         let mut found: Option<Found> = None;
         let mut failed = None;
         for result in self.walks_in(view, path) {
+            let result = result.and_then(|(node, path)| {
+                if only_directories && self.kind(node) != EntryKind::Directory {
+                    return Err(errno(libc::ENOTDIR));
+                }
+                Ok((node, path))
+            });
             match (result, &mut found) {
                 (Ok((node, path)), None) => {
                     let nodes = vec![node];
@@ -149,7 +161,13 @@ impl Disk {
                 root,
                 obeys: true,
             };
-            let (place, path) = eyes.walk(path, Links::Follow)?;
+            let (place, path) = eyes.walk(path, Links::Follow).map_err(|error| {
+                // Our own walk counts links itself.
+                if error.raw_os_error() == Some(libc::ELOOP) {
+                    return io::ErrorKind::InvalidInput.into();
+                }
+                error
+            })?;
             Ok((place.found()?, path))
         })
     }
@@ -168,30 +186,34 @@ impl<'a> Eyes<'a> {
         let mut steps = Vec::with_capacity(8);
         steps.push(Step {
             name: OsStr::new("/"),
-            node: self.root(),
+            node: self.view.is_none().then_some(ROOT),
         });
         let mut followed = 0;
-        while let Some(part) = ahead.pop() {
-            let name = match part {
-                Part::Root => {
+        loop {
+            let name = match ahead.pop() {
+                Some(Part::Root) => {
                     steps.truncate(1);
                     continue;
                 }
-                Part::Up => {
+                Some(Part::Up) => {
                     if steps.len() > 1 {
                         steps.pop();
                     }
                     continue;
                 }
-                Part::Name(name) => name,
+                Some(Part::Name(name)) => Some(name),
+                None => None,
             };
-            if let Some((mount, depth)) = self.mount_ahead(&steps, name, &ahead) {
+            let reached = steps.iter().rposition(|step| step.node.is_some());
+            if let Some(name) = name
+                && let Some((mount, depth)) = self.mount_ahead(&steps, name, &ahead, reached)
+            {
                 ahead.push(Part::Name(name));
+                step_back(&mut steps, &mut ahead, depth);
                 while steps.len() <= depth
                     && let Some(Part::Name(name)) = ahead.pop()
                 {
-                    let node = self.outer(&steps, name);
-                    steps.push(Step { name, node });
+                    steps.push(Step { name, node: None });
                 }
                 let node = self.disk.mounted(mount)?;
                 if let Some(step) = steps.last_mut() {
@@ -199,6 +221,18 @@ impl<'a> Eyes<'a> {
                 }
                 continue;
             }
+            // What was passed on the way to a mount is looked at when something else is sought in it.
+            if reached != Some(steps.len() - 1) {
+                ahead.extend(name.map(Part::Name));
+                if reached.is_none() {
+                    steps[0].node = Some(self.root()?);
+                }
+                step_back(&mut steps, &mut ahead, reached.unwrap_or(0));
+                continue;
+            }
+            let Some(name) = name else {
+                break;
+            };
             let is_last = ahead.is_empty();
             let node = self.child(&steps, name);
             match node.map(|node| &self.disk.node(node).what) {
@@ -209,9 +243,6 @@ impl<'a> Eyes<'a> {
                 Some(What::Link(target)) if !(is_last && links == Links::NotLast) => {
                     followed += 1;
                     if matches!(links, Links::Refuse { last } if ahead.len() < last) {
-                        return Err(io::ErrorKind::InvalidInput.into());
-                    }
-                    if followed > MOST_LINKS && self.obeys {
                         return Err(io::ErrorKind::InvalidInput.into());
                     }
                     if followed > MOST_LINKS {
@@ -245,12 +276,10 @@ impl<'a> Eyes<'a> {
         Ok((place, path))
     }
 
-    fn root(&self) -> Option<NodeId> {
-        match (self.view, self.root) {
-            (None, _) => Some(ROOT),
-            (Some(_), None) => None,
-            (Some(_), Some(root)) => self.disk.walk(root, Links::Follow).ok()?.node,
-        }
+    /// The container's root.
+    fn root(&self) -> io::Result<NodeId> {
+        let root = self.root.ok_or_else(|| errno(libc::ENOENT))?;
+        self.disk.walk(root, Links::Follow)?.found()
     }
 
     /// The mount that lies deepest on the way ahead, deeper than where we stand, and its depth.
@@ -259,10 +288,11 @@ impl<'a> Eyes<'a> {
         steps: &[Step<'a>],
         name: &'a OsStr,
         ahead: &[Part<'a>],
+        reached: Option<usize>,
     ) -> Option<(&'a Mount, usize)> {
         let view = self.view.filter(|view| !view.mounts.is_empty())?;
         let mut best = None;
-        let mut deepest = steps.len() - 1;
+        let mut deepest = reached.unwrap_or(0);
         for mount in &view.mounts {
             let depth = mount.container.components().skip(1).count();
             if depth <= deepest {
@@ -281,20 +311,6 @@ impl<'a> Eyes<'a> {
             }
         }
         best
-    }
-
-    /// What stands on the way to a mount: another one, or what the root has there.
-    fn outer(&self, steps: &[Step<'a>], name: &OsStr) -> Option<NodeId> {
-        let way = || steps[1..].iter().map(|step| step.name).chain([name]);
-        let view = self.view?;
-        let outer = view.mounts.iter().find(|mount| {
-            let parts = mount.container.components().skip(1);
-            parts.map(|part| part.as_os_str()).eq(way())
-        });
-        match outer {
-            Some(outer) => self.disk.mounted(outer).ok(),
-            None => self.child(steps, name),
-        }
     }
 
     fn child(&self, steps: &[Step<'a>], name: &OsStr) -> Option<NodeId> {
@@ -330,6 +346,13 @@ impl<'a> Eyes<'a> {
             return PathBuf::new();
         }
         steps.iter().map(|step| step.name).chain(name).collect()
+    }
+}
+
+/// Goes back to a depth; what was passed since is ahead again.
+fn step_back<'a>(steps: &mut Vec<Step<'a>>, ahead: &mut Vec<Part<'a>>, depth: usize) {
+    while steps.len() > depth + 1 {
+        ahead.extend(steps.pop().map(|step| Part::Name(step.name)));
     }
 }
 
