@@ -3,7 +3,7 @@
 //! Invariants: an inode lives while it has a name or is open; its number is given out again as soon as it does not;
 //! what is occupied is counted; errors are those of Linux.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::Range;
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use super::clock::Moment;
 use super::content::{BLOCK, Content, index};
 use super::rng::mix;
+use super::system::{FIRST_DEVICE, FileSystem, System};
 use super::unsynced::{Naming, Namings, Slot, Unsynced, Who};
 use super::wakes::Listeners;
 use crate::host::{EntryKind, Space, Stat};
@@ -22,55 +23,6 @@ pub(super) type NodeId = usize;
 
 /// The host's root directory.
 pub(super) const ROOT: NodeId = 0;
-
-/// The number of the first disk's first partition.
-pub(super) const FIRST_DEVICE: u64 = 0x801;
-
-/// Which inode number a new file gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InodeNumbers {
-    /// The lowest that is free, as on ext4: a deleted file's number comes again at once.
-    LowestFree,
-    /// The one that was freed last.
-    LastFreed,
-    /// One that was never given out, as on tmpfs and btrfs.
-    Fresh,
-}
-
-/// How a file system behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileSystem {
-    /// Whether it keeps birth times.
-    pub has_birth_times: bool,
-    /// Whether it lies on a network or in user space.
-    pub may_hang: bool,
-    /// Its size in bytes.
-    pub total_bytes: u64,
-    /// Which numbers new inodes get.
-    pub inode_numbers: InodeNumbers,
-}
-
-impl Default for FileSystem {
-    /// Like ext4, and a TiB of it.
-    fn default() -> Self {
-        Self {
-            has_birth_times: true,
-            may_hang: false,
-            total_bytes: 1 << 40,
-            inode_numbers: InodeNumbers::LowestFree,
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct System {
-    pub(super) is: FileSystem,
-    pub(super) device: u64,
-    pub(super) used_bytes: u64,
-    pub(super) next_inode: u64,
-    pub(super) free_inodes: BTreeSet<u64>,
-    pub(super) last_freed: Vec<u64>,
-}
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -145,14 +97,8 @@ impl Disk {
     }
 
     fn add_system(&mut self, is: FileSystem) {
-        self.systems.push(System {
-            is,
-            device: FIRST_DEVICE + self.systems.len() as u64,
-            used_bytes: 0,
-            next_inode: 2,
-            free_inodes: BTreeSet::new(),
-            last_freed: Vec::new(),
-        });
+        let device = FIRST_DEVICE + self.systems.len() as u64;
+        self.systems.push(System::new(is, device));
     }
 
     pub(super) fn node(&self, id: NodeId) -> &Node {
@@ -488,14 +434,7 @@ impl Disk {
     fn free_number(&mut self, id: NodeId) {
         let node = &mut self.nodes[id];
         node.has_number = false;
-        let system = &mut self.systems[node.system];
-        match system.is.inode_numbers {
-            InodeNumbers::LowestFree => {
-                system.free_inodes.insert(node.inode);
-            }
-            InodeNumbers::LastFreed => system.last_freed.push(node.inode),
-            InodeNumbers::Fresh => {}
-        }
+        self.systems[node.system].free_inode(node.inode);
     }
 
     pub(super) fn opened(&mut self, id: NodeId, who: Who) {
@@ -649,19 +588,5 @@ impl Disk {
             .namings
             .commit(|naming| naming.slots.iter().any(|slot| slot.dir == dir));
         self.settle(safe);
-    }
-}
-
-impl System {
-    fn take_inode(&mut self) -> u64 {
-        let again = match self.is.inode_numbers {
-            InodeNumbers::LowestFree => self.free_inodes.pop_first(),
-            InodeNumbers::LastFreed => self.last_freed.pop(),
-            InodeNumbers::Fresh => None,
-        };
-        again.unwrap_or_else(|| {
-            self.next_inode += 1;
-            self.next_inode - 1
-        })
     }
 }

@@ -16,6 +16,7 @@ mod faults;
 mod handles;
 mod reboot;
 mod rng;
+mod system;
 mod unsynced;
 mod wakes;
 mod walk;
@@ -29,9 +30,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use disk::{FileSystem, InodeNumbers};
 pub use faults::{Fault, FaultId, Op};
 pub use rng::Rng;
+pub use system::{FileSystem, InodeNumbers};
 pub use unsynced::{PowerLoss, Survival};
 pub use writers::Writer;
 

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use super::disk::{Disk, FIRST_DEVICE, InodeNumbers, ROOT, What};
+use super::disk::{Disk, ROOT, What};
 use super::rng::Rng;
+use super::system::FIRST_DEVICE;
 use super::unsynced::{Namings, PowerLoss};
 
 impl Disk {
@@ -88,12 +89,7 @@ impl Disk {
             }
         }
         for (system, taken) in self.systems.iter_mut().zip(taken) {
-            let free = (2..system.next_inode).filter(|inode| !taken.contains(inode));
-            match system.is.inode_numbers {
-                InodeNumbers::LowestFree => system.free_inodes = free.collect(),
-                InodeNumbers::LastFreed => system.last_freed = free.collect(),
-                InodeNumbers::Fresh => {}
-            }
+            system.number_again(&taken);
         }
     }
 }

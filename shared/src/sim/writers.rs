@@ -280,6 +280,29 @@ impl Machine {
         self.state().names(dir.as_ref())
     }
 
+    /// All that is beneath a directory, in the order of the paths: what a failed history shows.
+    ///
+    /// # Errors
+    /// Where no directory is there.
+    pub fn tree(&self, dir: impl AsRef<Path>) -> io::Result<Vec<(PathBuf, EntryKind, Stat)>> {
+        let mut tree = Vec::new();
+        let mut ahead = vec![dir.as_ref().to_path_buf()];
+        while let Some(dir) = ahead.pop() {
+            for name in self.names(&dir)? {
+                let path = dir.join(name);
+                let state = self.state();
+                let node = state.disk.walk(&path, Links::NotLast)?.found()?;
+                let (kind, stat) = (state.disk.kind(node), state.disk.stat(node));
+                if kind == EntryKind::Directory {
+                    ahead.push(path.clone());
+                }
+                tree.push((path, kind, stat));
+            }
+        }
+        tree.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(tree)
+    }
+
     /// Where a symbolic link points.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, IoSlice};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -293,16 +293,6 @@ fn a_workloads_log_loses_its_unsynced_tail_only_where_that_is_asked_for() {
     );
 }
 
-fn all_names(machine: &Machine, dir: &Path, into: &mut Vec<PathBuf>) {
-    for name in machine.names(dir).expect("it is a directory") {
-        let path = dir.join(name);
-        if machine.kind(&path) == Some(EntryKind::Directory) {
-            all_names(machine, &path, into);
-        }
-        into.push(path);
-    }
-}
-
 /// Names and inode numbers go through any history and any power loss without two files in one inode.
 #[test]
 fn no_power_loss_makes_two_files_of_one_inode() {
@@ -346,13 +336,10 @@ fn no_power_loss_makes_two_files_of_one_inode() {
                 ..*rng.pick(&LOSSES)
             };
             machine.power_loss(&mut rng, loss);
-            let mut names = Vec::new();
-            all_names(&machine, Path::new("/"), &mut names);
             let mut links = 0_i64;
             let mut inodes = HashSet::new();
-            for path in names {
-                let is_file = machine.kind(&path) == Some(EntryKind::File);
-                let stat = machine.stat(&path).expect("it is named");
+            for (_, kind, stat) in machine.tree("/").expect("there is a root") {
+                let is_file = kind == EntryKind::File;
                 links += i64::from(is_file);
                 if inodes.insert(stat.inode) {
                     links -= if is_file { stat.links.cast_signed() } else { 0 };

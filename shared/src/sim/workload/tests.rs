@@ -109,3 +109,36 @@ fn each_rotation_leaves_the_files_that_it_is_known_for() {
         ["2.log", "3.log", "4.log"]
     );
 }
+
+#[test]
+fn a_seed_gives_the_same_history_each_time() {
+    let history = |seed| {
+        let mut rng = Rng::new(seed);
+        let machine = Machine::new(seed);
+        let mut workload = Workload::new(&machine, rng.fork());
+        for log in 0..3 {
+            let habits = Habits::any(&mut rng);
+            let path = format!("/logs/app{log}.log");
+            workload.begin(path, habits).expect("nothing fails");
+        }
+        for _ in 0..3 {
+            for _ in 0..50 {
+                workload.turn().expect("nothing fails");
+                machine.pass(std::time::Duration::from_millis(rng.below(1_000)));
+            }
+            let loss = PowerLoss {
+                workloads: Some(Survival::AnyOrder),
+                ..PowerLoss::default()
+            };
+            machine.power_loss(&mut rng, loss);
+            workload.start_again().expect("nothing fails");
+        }
+        let names = machine.names("/logs").expect("it is there");
+        let tree = machine.tree("/").expect("it is there");
+        (names, tree, workload.lines)
+    };
+    for seed in 0..10 {
+        assert_eq!(history(seed), history(seed));
+    }
+    assert_ne!(history(1), history(2));
+}
