@@ -354,7 +354,7 @@ fn assert_same(both: &Both) -> io::Result<()> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(120))]
     #[test]
     fn every_operation_does_what_it_does_on_a_real_disk(ops in prop::collection::vec(op(), 1..40)) {
         let dir = tempfile::tempdir()?;
