@@ -3,6 +3,10 @@
 //! Invariants: an output is a codec (batch -> request, response -> fates) plus a transport, and only the transport
 //! is replaced in tests; a record's fate is the server's own word on it; no output knows another.
 
+pub mod console;
+pub mod file;
+pub mod null;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
