@@ -7,7 +7,7 @@
 //! was written. So what is wrong can be told apart:
 //! - after the last `Durable` of a former boot, the first bad line ends what the power loss left: **torn**, expected,
 //!   and nothing behind it counts, for the disk may have kept later pages and lost earlier ones;
-//! - in the same boot nothing written can be missing, so only the very last line may be cut: **torn**;
+//! - in the same boot nothing written can be missing, so only the very last line may lack its end: **torn**;
 //! - anything else, or a segment without `Whole`, is **damage**: what is good still counts, but the file output
 //!   cannot rely on having been told everything.
 
@@ -37,6 +37,14 @@ pub(super) struct Header {
     pub node: String,
 }
 
+fn hex(sum: u32) -> [u8; 8] {
+    let mut digits = [0; 8];
+    for (place, digit) in digits.iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(sum >> (28 - 4 * place)) as usize & 15];
+    }
+    digits
+}
+
 /// Appends one line.
 fn line(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<()> {
     let start = out.len();
@@ -46,11 +54,8 @@ fn line(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -
         out.truncate(start);
         return Err(error);
     }
-    let sum = crc32c::crc32c(&out[text..]);
-    for (place, shift) in (0..8).rev().enumerate() {
-        let digit = (sum >> (4 * shift)) & 15;
-        out[start + place] = b"0123456789abcdef"[digit as usize];
-    }
+    let sum = hex(crc32c::crc32c(&out[text..]));
+    out[start..start + 8].copy_from_slice(&sum);
     out.push(b'\n');
     Ok(())
 }
@@ -101,11 +106,7 @@ fn piece(line: &[u8]) -> Piece {
     let Some((sum, text)) = line.split_at_checked(9) else {
         return Piece::Bad;
     };
-    let sum = std::str::from_utf8(&sum[..8])
-        .ok()
-        .filter(|_| sum[8] == b' ')
-        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    if sum != Some(crc32c::crc32c(text)) {
+    if sum[..8] != hex(crc32c::crc32c(text)) || sum[8] != b' ' {
         return Piece::Bad;
     }
     match text {
@@ -154,6 +155,7 @@ pub(super) fn read(file: &dyn OwnFile, live: &mut Live, boot: u128) -> Found {
     // Entries behind a bad line whose meaning is not yet known: torn, or damaged.
     let mut behind: Vec<Entry> = Vec::new();
     let mut bad_since_durable = false;
+    let mut bad_with_end = false;
     let mut lines = Lines::new(file);
     loop {
         let next = match lines.next() {
@@ -166,16 +168,13 @@ pub(super) fn read(file: &dyn OwnFile, live: &mut Live, boot: u128) -> Found {
             }
         };
         // A line without its end is cut, even where the sum is right by chance.
-        let piece = if next.ended {
-            piece(next.text)
-        } else {
-            Piece::Bad
-        };
+        let ended = next.ended;
+        let piece = if ended { piece(next.text) } else { Piece::Bad };
         match piece {
             Piece::Header(header) if first => found.header = Some(header),
             Piece::Header(_) | Piece::Unknown => found.unknown += 1,
-            Piece::Whole => whole = true,
-            Piece::Durable => {
+            Piece::Whole | Piece::Durable => {
+                whole |= matches!(piece, Piece::Whole);
                 if bad_since_durable {
                     found.damaged = true;
                     bad_since_durable = false;
@@ -187,6 +186,7 @@ pub(super) fn read(file: &dyn OwnFile, live: &mut Live, boot: u128) -> Found {
             Piece::Bad => {
                 found.bad += 1;
                 bad_since_durable = true;
+                bad_with_end |= ended;
             }
         }
         first = false;
@@ -195,7 +195,7 @@ pub(super) fn read(file: &dyn OwnFile, live: &mut Live, boot: u128) -> Found {
     found.damaged |= found.header.is_none() || !whole;
     if bad_since_durable {
         let same_boot = live.boot == Some(boot);
-        if found.damaged || (same_boot && !behind.is_empty()) {
+        if found.damaged || (same_boot && bad_with_end) {
             found.damaged = true;
             behind.drain(..).for_each(|entry| live.apply(entry));
         } else {

@@ -23,8 +23,8 @@ use super::recover::{FileMark, Files, recover};
 use super::{Entry, FlowKey, Journal, SavedFlow, SavedSource, SavedStream};
 use crate::problem::{Problem, of_operator};
 
-/// A segment is not written anew below this.
-const COMPACT_BYTES: u64 = 8 << 20;
+/// A segment is not written anew below this; tests want to see it often.
+const COMPACT_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 8 << 20 };
 /// Nor before it has grown to this many times what is known.
 const COMPACT_TIMES: u64 = 4;
 /// Written at once.
@@ -419,23 +419,16 @@ fn read_all(
         torn: false,
         doubtful: false,
     };
-    let told = |name: String, reason: String, cure: &str| {
-        of_operator(
-            "data_dir",
-            dir.join(name).display().to_string(),
-            reason,
-            cure,
-        )
+    let told = |path: &Path, (reason, cure): (String, &str)| {
+        of_operator("data_dir", path.display().to_string(), reason, cure)
     };
     let numbers = match disk.names(dir) {
         Ok(names) => segments(&names),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
-            problems.push(told(
-                String::new(),
-                format!("saved positions cannot be read: {error}"),
-                "let the daemon read and write `data_dir`; until then logs are read again from their start",
-            ));
+            let reason = format!("saved positions cannot be read: {error}");
+            let cure = "let the daemon read and write `data_dir`; until then logs are read again from their start";
+            problems.push(told(dir, (reason, cure)));
             all.doubtful = true;
             Vec::new()
         }
@@ -446,8 +439,8 @@ fn read_all(
     };
     all.highest = highest;
     let mut read_one = |number: u64, live: &mut Live| {
-        let name = format!("checkpoint-{number}.log");
-        let found = match disk.open(dir, &dir.join(&name), None) {
+        let path = dir.join(format!("checkpoint-{number}.log"));
+        let found = match disk.open(dir, &path, None) {
             Ok(file) => format::read(&*file, live, boot),
             Err(error) => Found {
                 unread: Some((0, error)),
@@ -455,7 +448,7 @@ fn read_all(
                 ..Found::default()
             },
         };
-        let problem = explain(&found, node).map(|(reason, cure)| told(name, reason, cure));
+        let problem = explain(&found, node).map(|said| told(&path, said));
         problems.extend(problem.filter(|problem| !problems.contains(problem)));
         found
     };

@@ -137,7 +137,12 @@ impl Live {
                 );
             }
             Entry::Left { output, path } => {
-                self.files.remove(&(output, path));
+                self.settle();
+                let of = |p: &Pending| p.write.output == output && p.write.path == path;
+                // One of its flows may still be behind in another file.
+                if !self.pending.iter().any(of) {
+                    self.files.remove(&(output, path));
+                }
             }
             Entry::Boot(boot) => self.boot = Some(boot),
             Entry::Output(output, since) => {
@@ -191,6 +196,8 @@ impl Live {
         let same = |p: &Pending| p.is_of(&write.output, &write.path, node);
         let last = self.pending.iter().rev().find(|p| same(p));
         if last.is_some_and(|p| p.write.length > write.from) {
+            // Or was synced, and then someone emptied the file: that stays delivered.
+            self.settle();
             self.pending
                 .retain(|p| !same(p) || p.write.length <= write.from);
         }
@@ -215,7 +222,9 @@ impl Live {
         let key = (self.name(output), path);
         match (reached, self.files.get_mut(&key)) {
             // What had this path before is done with: it was synced before its successor was begun.
-            (Some(length), _) => {
+            (Some(reached), known) => {
+                let known = known.filter(|file| file.node == node);
+                let length = known.map_or(reached, |file| file.length.max(reached));
                 self.files.insert(key, Synced { length, ..up_to });
             }
             (None, Some(file)) if file.node == node => file.at_ns = up_to.at_ns,

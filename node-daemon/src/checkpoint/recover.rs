@@ -219,7 +219,10 @@ fn judge(
         }
     };
     // Only what has records that may come twice is worth a word.
-    if open && case.here.is_some() {
+    if case
+        .here
+        .is_some_and(|here| open || here > case.mark.length)
+    {
         problems.push(of_operator(
             format!("outputs.{}.path", case.mark.output),
             case.mark.path.display().to_string(),

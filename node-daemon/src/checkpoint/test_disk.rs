@@ -79,6 +79,7 @@ struct State {
     dead: bool,
     dice: u64,
     room: Option<u64>,
+    handles: usize,
     read_only: Vec<PathBuf>,
     forgetful: Vec<PathBuf>,
 }
@@ -156,6 +157,7 @@ impl TestDisk {
     fn copy(&self, change: impl FnOnce(&mut State)) -> Self {
         let mut state = self.0.lock().clone();
         state.life += 1;
+        state.handles = 0;
         state.dead = false;
         state.crash_at = None;
         change(&mut state);
@@ -202,16 +204,6 @@ impl TestDisk {
                 node.data = node.durable.clone();
             }
         })
-    }
-    /// Everything that was done is durable, as after minutes of quiet.
-    pub(crate) fn rest(&self) {
-        let mut state = self.0.lock();
-        state.unsynced_names.clear();
-        state.durable_names = state.names.clone();
-        for node in state.files.values_mut() {
-            node.unsynced.clear();
-            node.durable = node.data.clone();
-        }
     }
     /// The bytes of a file as anyone sees them.
     pub(crate) fn bytes(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
@@ -276,6 +268,10 @@ impl TestDisk {
             state.forgetful.push(dir.into());
         }
     }
+    /// How many files are open.
+    pub(crate) fn handles(&self) -> usize {
+        self.0.lock().handles
+    }
     /// Lets time pass.
     pub(crate) fn pass(&self, seconds: i64) {
         self.0.lock().now_ns += seconds * 1_000_000_000;
@@ -323,6 +319,7 @@ impl Disk for TestDisk {
                 inode
             }
         };
+        state.handles += 1;
         Ok(Arc::new(TestFile {
             disk: self.clone(),
             inode,
@@ -397,6 +394,12 @@ impl Disk for TestDisk {
             free,
             total: 1 << 40,
         })
+    }
+}
+
+impl Drop for TestFile {
+    fn drop(&mut self) {
+        self.disk.0.lock().handles -= 1;
     }
 }
 

@@ -16,6 +16,9 @@ use crate::batch::Codec;
 use crate::problem::Problem;
 use crate::settings::{OutputSettings, from_value};
 
+/// A larger buffer is given back.
+const KEPT_BYTES: usize = 64 << 10;
+
 /// The output's own keys.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,8 +45,10 @@ pub struct ConsoleOutput {
 
 struct Inner {
     sink: Box<dyn Write + Send>,
-    /// The rest of a record that the reader took half of.
+    /// The rest of a record that the reader took half of, and which one it is: its batch, and its number in it.
     rest: Vec<u8>,
+    begun: Option<(u64, u32)>,
+    text: Vec<u8>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -81,6 +86,8 @@ impl ConsoleOutput {
             inner: Arc::new(Mutex::new(Inner {
                 sink,
                 rest: Vec::new(),
+                begun: None,
+                text: Vec::new(),
             })),
         })
     }
@@ -96,100 +103,85 @@ impl ConsoleOutput {
     /// Writes a load. Blocking: as slow as its reader.
     pub fn write(&self, load: &Load) -> Verdict {
         let mut inner = self.inner.lock();
-        let mut written = 0;
-        let result = match (&load.records, self.pretty) {
-            // The whole batch as it is: what a failure leaves open is found by the bytes that were taken.
-            (None, false) => load.batch.chunks.iter().try_for_each(|chunk| {
-                let (taken, result) = inner.write(&chunk.bytes);
-                let whole = chunk
-                    .records
-                    .partition_point(|r| r.encoded_end as usize <= taken);
-                written += whole;
-                if let Some(next) = chunk.records.get(whole) {
-                    let begun = whole
-                        .checked_sub(1)
-                        .map_or(0, |n| chunk.records[n].encoded_end);
-                    if taken > begun as usize {
-                        inner.rest = chunk.bytes[taken..next.encoded_end as usize].to_vec();
-                    }
-                }
-                result
-            }),
-            (records, pretty) => load
-                .batch
-                .iter()
-                .filter(|(n, ..)| {
-                    let n = u32::try_from(*n).unwrap_or(u32::MAX);
-                    records
-                        .as_ref()
-                        .is_none_or(|wanted| wanted.binary_search(&n).is_ok())
-                })
-                .try_for_each(|(_, _, record)| {
-                    inner.write_record(record, pretty)?;
-                    written += 1;
-                    Ok(())
-                }),
-        };
-        let result = result.and_then(|()| inner.sink.flush());
-        match result {
-            Ok(()) => Verdict::All(Fate::Delivered),
-            Err(error) => {
-                let cause: Arc<str> = format!(
-                    "standard output cannot be written: {error}; do: start the daemon with a reader, or use another output"
-                )
-                .into();
-                let fates = (0..load.len()).map(|n| match n < written {
-                    true => Fate::Delivered,
-                    false => Fate::Again {
-                        cause: Arc::clone(&cause),
-                    },
-                });
-                Verdict::Each(fates.collect())
-            }
+        let mut fates = Vec::with_capacity(load.len());
+        if let Err(error) = inner.write(load, self.pretty, &mut fates) {
+            let cause: Arc<str> = format!(
+                "standard output cannot be written: {error}; do: start the daemon with a reader, or use another output"
+            )
+            .into();
+            fates.resize(load.len(), Fate::Again { cause });
+            return Verdict::Each(fates);
         }
+        Verdict::All(Fate::Delivered)
     }
 }
 
 impl Inner {
-    /// Finishes what was begun, then writes these. How many bytes of these were taken.
-    fn write(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
+    /// Finishes what was begun, then writes the load; `fates` gets one for each record that was taken whole.
+    fn write(&mut self, load: &Load, pretty: bool, fates: &mut Vec<Fate>) -> io::Result<()> {
+        while !self.rest.is_empty() {
+            let taken = write_some(&mut *self.sink, &self.rest)?;
+            self.rest.drain(..taken);
+        }
+        let begun = self.begun.take();
+        // All of it at once: a write for each record would cost more than the copy.
+        self.text.clear();
+        let mut ends = Vec::with_capacity(load.len());
+        for (n, _, record) in load.batch.iter() {
+            let n = u32::try_from(n).unwrap_or(u32::MAX);
+            let wanted = load.records.as_ref();
+            if wanted.is_some_and(|wanted| wanted.binary_search(&n).is_err()) {
+                continue;
+            }
+            // The one that has just been finished is there already.
+            if begun != Some((load.batch.id, n)) {
+                show(record, pretty, &mut self.text);
+            }
+            ends.push((self.text.len(), n));
+        }
         let mut taken = 0;
-        loop {
-            let begun = !self.rest.is_empty();
-            let next = if begun {
-                &self.rest[..]
-            } else {
-                &bytes[taken..]
-            };
-            if next.is_empty() {
-                return (taken, Ok(()));
-            }
-            match self.sink.write(next) {
-                Ok(0) => return (taken, Err(io::ErrorKind::WriteZero.into())),
-                Ok(n) if begun => drop(self.rest.drain(..n)),
-                Ok(n) => taken += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (taken, Err(error)),
+        let mut result = Ok(());
+        while result.is_ok() && taken < self.text.len() {
+            match write_some(&mut *self.sink, &self.text[taken..]) {
+                Ok(some) => taken += some,
+                Err(error) => result = Err(error),
             }
         }
+        let whole = ends.partition_point(|(end, _)| *end <= taken);
+        fates.resize(whole, Fate::Delivered);
+        if let Some((end, n)) = ends.get(whole) {
+            let start = whole.checked_sub(1).map_or(0, |before| ends[before].0);
+            if taken > start {
+                self.rest.extend_from_slice(&self.text[taken..*end]);
+                self.begun = Some((load.batch.id, *n));
+            }
+        }
+        self.text.shrink_to(KEPT_BYTES);
+        result.and_then(|()| self.sink.flush())
     }
+}
 
-    fn write_record(&mut self, record: &[u8], pretty: bool) -> io::Result<()> {
-        let mut spread = None;
-        if pretty && let Ok(value) = serde_json::from_slice::<serde_json::Value>(record) {
-            spread = serde_json::to_vec_pretty(&value).ok().map(|mut spread| {
-                spread.push(b'\n');
-                spread
-            });
+fn write_some(sink: &mut dyn Write, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match sink.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
         }
-        // What is no JSON is shown as it is.
-        let bytes = spread.as_deref().unwrap_or(record);
-        let (taken, result) = self.write(bytes);
-        if taken > 0 && taken < bytes.len() {
-            self.rest = bytes[taken..].to_vec();
-        }
-        result
     }
+}
+
+/// Appends a record as it is, or spread over lines; what is no JSON is shown as it is.
+fn show(record: &[u8], pretty: bool, text: &mut Vec<u8>) {
+    if pretty
+        && let Ok(value) = serde_json::from_slice::<serde_json::Value>(record)
+        && let Ok(spread) = serde_json::to_vec_pretty(&value)
+    {
+        text.extend_from_slice(&spread);
+        text.push(b'\n');
+        return;
+    }
+    text.extend_from_slice(record);
 }
 
 impl Output for ConsoleOutput {
@@ -229,13 +221,13 @@ mod tests {
     struct Slow {
         taken: Arc<Mutex<Vec<u8>>>,
         at_a_time: usize,
-        blocks: bool,
+        blocked: bool,
     }
 
     impl Write for Slow {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.blocks = !self.blocks;
-            if self.blocks {
+            self.blocked = !self.blocked && self.at_a_time < usize::MAX;
+            if self.blocked {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             let n = bytes.len().min(self.at_a_time);
@@ -252,7 +244,7 @@ mod tests {
         let sink = Slow {
             taken: Arc::clone(&taken),
             at_a_time,
-            blocks: at_a_time == usize::MAX,
+            blocked: false,
         };
         let settings = serde_yaml_ng::from_str(yaml).expect("the test's own YAML");
         let settings = OutputSettings::of("console", settings);
@@ -288,8 +280,7 @@ mod tests {
                 .into_iter()
                 .collect::<Result<_, _>>()
                 .unwrap_or_else(|error| panic!("{error}: {taken}"));
-            let mut numbers: Vec<u64> = read.iter().filter_map(|r| r["n"].as_u64()).collect();
-            numbers.dedup();
+            let numbers: Vec<u64> = read.iter().filter_map(|r| r["n"].as_u64()).collect();
             assert_eq!(numbers, [1, 22, 333], "{yaml}");
         }
     }
@@ -301,8 +292,7 @@ mod tests {
         assert_eq!(plain.write(&load), Verdict::All(Fate::Delivered));
         assert_eq!(*taken.lock(), b"{\"message\":\"a\",\"n\":1}\nno json\n");
         let (pretty, taken) = console("{pretty: true}", usize::MAX);
-        // It says once that it would block, between the two.
-        while pretty.write(&load) != Verdict::All(Fate::Delivered) {}
+        assert_eq!(pretty.write(&load), Verdict::All(Fate::Delivered));
         let taken = String::from_utf8(taken.lock().clone()).expect("text");
         assert!(
             taken.contains("{\n  \"message\": \"a\",\n  \"n\": 1\n}\n"),

@@ -79,6 +79,8 @@ struct Inner {
     common: Common,
     codec: CodecWritten,
     table: Mutex<Table>,
+    /// Files that a former run may have left with the sign that they are not to be cut.
+    signed: Mutex<Vec<PathBuf>>,
     compressor: Compressor,
     /// A thread compresses.
     compressing: AtomicBool,
@@ -153,6 +155,7 @@ impl FileOutput {
                     wall_ns,
                 },
                 codec: written.codec,
+                signed: Mutex::new(table.slots.keys().cloned().collect()),
                 table: Mutex::new(table),
                 compressor,
                 compressing: AtomicBool::new(false),
@@ -415,13 +418,15 @@ impl Inner {
                 .as_ref()
                 .is_some_and(|open| open.is_unnoted())
             {
-                unnoted.push(slot);
+                unnoted.push(Arc::clone(slot));
             }
         }
-        if !unnoted.is_empty() && common.journal.sync().is_ok() {
-            unnoted
-                .iter()
-                .for_each(|slot| slot.lock().noted_again(common));
+        let mut signed = self.signed.lock();
+        if (!unnoted.is_empty() || !signed.is_empty()) && common.journal.sync().is_ok() {
+            let slot = |path: PathBuf| Arc::clone(&self.table.lock().add(&path, None).slot);
+            for slot in signed.drain(..).map(slot).chain(unnoted) {
+                slot.lock().noted_again(common);
+            }
         }
         result
     }

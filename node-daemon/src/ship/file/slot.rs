@@ -395,15 +395,17 @@ impl Slot {
 
     /// The journal has everything again: the file may be cut by it.
     pub(super) fn noted_again(&mut self, common: &Common) {
-        if let Some(open) = &mut self.open
-            && open.unnoted
-            && !open.forgotten
-            && open.marked_ns.is_some()
-            && common.disk.remove(&paths::unnoted(&self.path)).is_ok()
-        {
+        let again = match &mut self.open {
+            None => true,
+            Some(open) if open.unnoted => !open.forgotten && open.marked_ns.is_some(),
+            Some(_) => false,
+        };
+        if again && common.disk.remove(&paths::unnoted(&self.path)).is_ok() {
             // One that a power loss brings back only means that records may come twice.
             drop(common.disk.sync_dir(folder(&self.path)));
-            open.unnoted = false;
+            if let Some(open) = &mut self.open {
+                open.unnoted = false;
+            }
         }
     }
 
