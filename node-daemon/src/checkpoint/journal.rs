@@ -28,7 +28,7 @@ const COMPACT_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 8 << 20 };
 /// Nor before it has grown to this many times what is known.
 const COMPACT_TIMES: u64 = 4;
 /// Written at once.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 /// Cursors are nobody else's business.
 const MODE: u32 = 0o600;
 const NEW: &str = "checkpoint.new";

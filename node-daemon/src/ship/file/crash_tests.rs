@@ -246,7 +246,7 @@ fn whenever_it_crashes_each_record_is_in_the_files_exactly_once() {
         let (disk, mut dice) = seeded(seed);
         Life::begin(&disk, 1, settings).go_on(&mut dice);
         for operation in 0..disk.operations() {
-            for way in 0..5 {
+            for way in 0..4 {
                 let story = format!("seed {seed}, {settings}, killed at {operation}, way {way}");
                 let (disk, mut dice) = seeded(seed);
                 disk.crash_at(operation, way);
@@ -268,7 +268,7 @@ fn whenever_it_crashes_each_record_is_in_the_files_exactly_once() {
 /// Crashes of both kinds, one after the other, also while the last one is being mended.
 #[test]
 fn however_often_it_crashes_each_record_is_in_the_files_exactly_once() {
-    for seed in 0..400 {
+    for seed in 0..300 {
         let (mut disk, mut dice) = seeded(seed);
         let settings = SETTINGS[usize::try_from(seed % 3).expect("small")];
         let mut boot = 1;
@@ -317,7 +317,7 @@ fn whenever_it_crashes_while_a_disk_is_bad_nothing_is_lost() {
         |disk, bad| disk.set_forgetful("/data", bad),
         |disk, bad| disk.set_forgetful("/logs", bad),
     ];
-    for seed in 0..600_u64 {
+    for seed in 0..480_u64 {
         let settings = SETTINGS[usize::try_from(seed % 3).expect("small")];
         let make_bad = bad[usize::try_from(seed / 3 % 4).expect("small")];
         let (disk, mut dice) = seeded(seed);
