@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use ringpilot_shared::follow::StreamKey;
 use ringpilot_shared::host::{Disk, OwnFile};
 
+use super::durable::{sync_names, sync_way_to};
 use super::format::{self, Found};
 use super::live::Live;
 use super::recover::{FileMark, Files, recover};
@@ -61,6 +62,8 @@ struct Inner {
     mark_due: bool,
     syncing: bool,
     failing: Option<(io::ErrorKind, String)>,
+    /// The folder itself survives a power loss.
+    way_synced: bool,
     /// A segment whose rest may still tell someone something.
     keep_aside: Option<u64>,
     buffer: Vec<u8>,
@@ -154,6 +157,7 @@ impl Checkpoint {
                 mark_due: false,
                 syncing: false,
                 failing: None,
+                way_synced: false,
                 keep_aside: read.doubtful.then_some(read.highest),
                 buffer: Vec::new(),
             }),
@@ -220,7 +224,11 @@ impl Checkpoint {
         inner.number += 1;
         let path = self.segment(inner.number);
         self.disk.rename(&new, &path)?;
-        self.disk.sync_dir(&self.dir)?;
+        sync_names(&*self.disk, &self.dir)?;
+        if !inner.way_synced {
+            sync_way_to(&*self.disk, &self.dir)?;
+            inner.way_synced = true;
+        }
         inner.file = Some(file);
         inner.length = length;
         inner.compact_at = COMPACT_BYTES.max(COMPACT_TIMES * length);

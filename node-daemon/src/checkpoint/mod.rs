@@ -10,6 +10,7 @@
 //! 3. append `Flow` for what was taken: never ahead of what is synced in the files;
 //! 4. `Journal::sync`.
 
+pub(crate) mod durable;
 mod format;
 mod journal;
 mod live;

@@ -59,8 +59,12 @@ fn change(data: &mut Vec<u8>, change: &Change) {
     }
 }
 
-/// What each name means afterwards.
-type Renames = Vec<(PathBuf, Option<u64>)>;
+#[derive(Debug, Clone)]
+enum Naming {
+    /// What each name means afterwards.
+    Files(Vec<(PathBuf, Option<u64>)>),
+    Folder(PathBuf),
+}
 
 #[derive(Debug, Clone, Default)]
 struct State {
@@ -68,8 +72,9 @@ struct State {
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
     /// Changes of names that are not durable, with their folder.
-    unsynced_names: Vec<(PathBuf, Renames)>,
+    unsynced_names: Vec<(PathBuf, Naming)>,
     dirs: BTreeSet<PathBuf>,
+    durable_dirs: BTreeSet<PathBuf>,
     last_inode: u64,
     now_ns: i64,
     /// Life of the handles: older ones are dead.
@@ -121,14 +126,29 @@ impl State {
         }
     }
 
-    fn rename(&mut self, dir: &Path, changes: Renames) {
+    fn rename(&mut self, dir: &Path, changes: Vec<(PathBuf, Option<u64>)>) {
         for (name, inode) in &changes {
             match inode {
                 Some(inode) => self.names.insert(name.clone(), *inode),
                 None => self.names.remove(name),
             };
         }
-        self.unsynced_names.push((dir.to_owned(), changes));
+        let naming = Naming::Files(changes);
+        self.unsynced_names.push((dir.to_owned(), naming));
+    }
+
+    fn make_durable(&mut self, naming: Naming) {
+        match naming {
+            Naming::Folder(dir) => drop(self.durable_dirs.insert(dir)),
+            Naming::Files(changes) => {
+                for (name, inode) in changes {
+                    match inode {
+                        Some(inode) => self.durable_names.insert(name, inode),
+                        None => self.durable_names.remove(&name),
+                    };
+                }
+            }
+        }
     }
 }
 
@@ -172,14 +192,20 @@ impl TestDisk {
         let mut dice = Dice(seed);
         self.copy(|state| {
             let kept = dice.size(state.unsynced_names.len());
-            for (_, changes) in std::mem::take(&mut state.unsynced_names).drain(..kept) {
-                for (name, inode) in changes {
-                    match inode {
-                        Some(inode) => state.durable_names.insert(name, inode),
-                        None => state.durable_names.remove(&name),
-                    };
-                }
+            let unsynced = std::mem::take(&mut state.unsynced_names);
+            for (_, naming) in unsynced.into_iter().take(kept) {
+                state.make_durable(naming);
             }
+            let durable = &state.durable_dirs;
+            let is_there = |dir: &Path| {
+                let named = |dir: &Path| dir == Path::new("/") || durable.contains(dir);
+                dir.ancestors().all(named)
+            };
+            state.dirs.retain(|dir| is_there(dir));
+            state
+                .durable_names
+                .retain(|name, _| is_there(&dir_of(name)));
+            state.durable_dirs = state.dirs.clone();
             state.names = state.durable_names.clone();
             let named: BTreeSet<u64> = state.names.values().copied().collect();
             state.files.retain(|inode, _| named.contains(inode));
@@ -349,8 +375,14 @@ impl Disk for TestDisk {
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.whole_step(dir)?;
-        for dir in dir.ancestors() {
+        let mut missing: Vec<&Path> = dir.ancestors().collect();
+        missing.retain(|dir| !state.dirs.contains(*dir));
+        for dir in missing.into_iter().rev() {
             state.dirs.insert(dir.to_owned());
+            if let Some(above) = dir.parent() {
+                let naming = Naming::Folder(dir.to_owned());
+                state.unsynced_names.push((above.to_owned(), naming));
+            }
         }
         Ok(())
     }
@@ -373,16 +405,11 @@ impl Disk for TestDisk {
         let mut state = self.0.lock();
         state.whole_step(dir)?;
         let all = std::mem::take(&mut state.unsynced_names);
-        for (of, changes) in all {
-            if of != dir {
-                state.unsynced_names.push((of, changes));
-                continue;
-            }
-            for (name, inode) in changes {
-                match inode {
-                    Some(inode) => state.durable_names.insert(name, inode),
-                    None => state.durable_names.remove(&name),
-                };
+        for (of, naming) in all {
+            if of == dir {
+                state.make_durable(naming);
+            } else {
+                state.unsynced_names.push((of, naming));
             }
         }
         Ok(())

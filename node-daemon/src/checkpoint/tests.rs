@@ -554,13 +554,12 @@ fn a_position_never_goes_back_though_entries_overtake_each_other() {
         length: 10,
         flows: vec![(key.clone(), closed.clone())],
     });
-    // The cursor was taken before the group was closed, and is appended after it was written and synced.
-    let entries = [
-        write,
-        synced("/out/a", 5, 10),
-        Entry::Flow(key.clone(), held),
-    ];
+    let entries = [write, synced("/out/a", 5, 10)];
     checkpoint.append(&entries).expect("a good disk");
+    checkpoint.sync().expect("a good disk");
+    // The cursor was taken before the group was closed, and is appended after it was written and synced.
+    let late = Entry::Flow(key.clone(), held);
+    checkpoint.append(&[late]).expect("a good disk");
     let opened = open_in(&disk, 1);
     assert_eq!(opened.loaded.flows[&key], closed);
 }

@@ -104,6 +104,9 @@ impl Life {
         let open: Vec<usize> = (0..FLOWS)
             .filter(|flow| self.done[*flow] < RECORDS)
             .collect();
+        if open.is_empty() {
+            return Verdict::All(Fate::Delivered);
+        }
         let first = open[pick(dice, open.len())];
         let bound = bound_for(first, self.done[first]);
         let (mut records, mut after, mut done) = (Vec::new(), Vec::new(), self.done);
@@ -138,12 +141,19 @@ impl Life {
         verdict
     }
 
-    /// What the saver does each second.
-    pub(crate) fn save(&self) {
+    /// What the saver does each second, while others write.
+    pub(crate) fn save(&mut self, dice: &mut Dice) {
         let flows: Vec<Entry> = (0..FLOWS)
             .map(|flow| Entry::Flow(key(flow), self.saved(flow)))
             .collect();
-        if Output::sync(&self.output).is_ok() {
+        for _ in 0..dice.roll(3) {
+            self.deliver(dice);
+        }
+        let synced = Output::sync(&self.output).is_ok();
+        for _ in 0..dice.roll(3) {
+            self.deliver(dice);
+        }
+        if synced {
             drop(self.checkpoint.append(&flows));
         }
         drop(self.checkpoint.sync());
@@ -161,12 +171,12 @@ impl Life {
             }
             assert!(step < 2_000, "it gets nowhere: {:?}", self.deliver(dice));
             match dice.roll(8) {
-                0 | 1 => self.save(),
+                0 | 1 => self.save(dice),
                 2 => drop(self.output.tidy()),
                 _ => drop(self.deliver(dice)),
             }
         }
-        self.save();
+        self.save(dice);
         while self.output.tidy() && !self.disk.is_dead() {}
     }
 }
@@ -335,7 +345,7 @@ fn whenever_it_crashes_while_a_disk_is_bad_nothing_is_lost() {
                 break;
             }
             match dice.roll(8) {
-                0 | 1 => life.save(),
+                0 | 1 => life.save(&mut dice),
                 2 => drop(life.output.tidy()),
                 _ => drop(life.deliver(&mut dice)),
             }
@@ -352,7 +362,7 @@ fn whenever_it_crashes_while_a_disk_is_bad_nothing_is_lost() {
                     drop(life.deliver(&mut dice));
                 }
             }
-            life.save();
+            life.save(&mut dice);
         }
         let disk = disk.after_kill();
         make_bad(&disk, false);
@@ -378,7 +388,7 @@ fn whatever_becomes_of_the_checkpoint_no_record_is_lost() {
         let mut life = Life::begin(&disk, 1, settings);
         while life.done.iter().sum::<usize>() < FLOWS * RECORDS / 2 {
             match dice.roll(6) {
-                0 => life.save(),
+                0 => life.save(&mut dice),
                 1 => drop(life.output.tidy()),
                 _ => drop(life.deliver(&mut dice)),
             }

@@ -152,6 +152,7 @@ impl FileOutput {
                     rotate,
                     disk,
                     journal,
+                    ways: Mutex::default(),
                     wall_ns,
                 },
                 codec: written.codec,

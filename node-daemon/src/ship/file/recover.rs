@@ -10,6 +10,7 @@ use ringpilot_shared::host::{Disk, OwnFile, Stat};
 
 use super::paths::{parse_rotated, unnoted};
 use super::slot::folder;
+use crate::checkpoint::durable::{sync_names, sync_way_to};
 use crate::checkpoint::{FileMark, Files, Look};
 
 /// The files of every file output.
@@ -102,6 +103,8 @@ impl Files for OwnFiles {
             file.set_len(length)?;
         }
         file.sync()?;
-        self.disk.sync_dir(folder(&mark.path))
+        // A former run may have been killed before it did so.
+        sync_names(&*self.disk, folder(&mark.path))?;
+        sync_way_to(&*self.disk, folder(&mark.path))
     }
 }

@@ -16,6 +16,7 @@ use ringpilot_shared::host::{OwnFile, Stat};
 
 use super::paths::{half_compressed, parse_rotated, rotated};
 use super::slot::{Common, Slot, folder};
+use crate::checkpoint::durable::sync_names;
 
 /// Compressed at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -263,7 +264,7 @@ impl Job {
             return common.disk.remove(&half);
         };
         common.disk.rename(&half, &rotated(&self.path, *n, true))?;
-        common.disk.sync_dir(folder(&self.path))?;
+        sync_names(&*common.disk, folder(&self.path))?;
         common.disk.remove(&rotated(&self.path, *n, false))
     }
 }

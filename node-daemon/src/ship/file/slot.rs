@@ -10,20 +10,26 @@
 //! - `length` is the end of whole records; what a failed write left behind it is cut before the next one;
 //! - nothing is marked synced that was not.
 
+use std::collections::HashSet;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ringpilot_shared::host::{Disk, OwnFile, Stat};
 
 use super::paths::{self, Pattern};
 use super::rotate::{Rotate, shift};
+use crate::checkpoint::durable::{sync_names, sync_way_to};
 use crate::checkpoint::{Entry, FileMark, FlowKey, Journal, SavedFlow, SavedWrite};
 
 /// A mark is renewed when it is older. The checkpoint does not trust one much older than this.
 const RENEW_NS: u64 = 10 * 60 * 1_000_000_000;
 /// Bytes that are written again at a time after a sync failed.
 const AGAIN_BYTES: usize = 256 << 10;
+
+/// Folders are few, but for those named by a date.
+const MOST_WAYS: usize = 4096;
 
 /// What all files of one output share.
 pub(super) struct Common {
@@ -33,6 +39,8 @@ pub(super) struct Common {
     pub rotate: Option<Rotate>,
     pub disk: Arc<dyn Disk>,
     pub journal: Arc<dyn Journal>,
+    /// Folders that survive a power loss, as far as they are remembered.
+    pub ways: Mutex<HashSet<PathBuf>>,
     pub wall_ns: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
@@ -402,7 +410,7 @@ impl Slot {
         };
         if again && common.disk.remove(&paths::unnoted(&self.path)).is_ok() {
             // One that a power loss brings back only means that records may come twice.
-            drop(common.disk.sync_dir(folder(&self.path)));
+            drop(sync_names(&*common.disk, folder(&self.path)));
             if let Some(open) = &mut self.open {
                 open.unnoted = false;
             }
@@ -487,14 +495,22 @@ fn mark(common: &Common, path: &Path, open: &OpenFile, at_ns: i64) -> [Entry; 2]
 /// Syncs a file's bytes, and its name if that is new.
 pub(super) fn sync_file(common: &Common, path: &Path, sync: &SyncDue) -> io::Result<()> {
     sync.handle.sync()?;
-    match sync.new {
-        true => common.disk.sync_dir(folder(path)),
-        false => Ok(()),
+    if sync.new {
+        sync_names(&*common.disk, folder(path))?;
+        let mut ways = common.ways.lock();
+        if !ways.contains(folder(path)) {
+            sync_way_to(&*common.disk, folder(path))?;
+            if ways.len() >= MOST_WAYS {
+                ways.clear();
+            }
+            ways.insert(folder(path).to_owned());
+        }
     }
+    Ok(())
 }
 
 /// Puts the hidden file beside `path`, durably.
 fn make_unnoted(common: &Common, path: &Path) -> io::Result<()> {
     common.open(&paths::unnoted(path), true)?;
-    common.disk.sync_dir(folder(path))
+    sync_names(&*common.disk, folder(path))
 }
