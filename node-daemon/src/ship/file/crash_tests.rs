@@ -278,7 +278,7 @@ fn whenever_it_crashes_each_record_is_in_the_files_exactly_once() {
 /// Crashes of both kinds, one after the other, also while the last one is being mended.
 #[test]
 fn however_often_it_crashes_each_record_is_in_the_files_exactly_once() {
-    for seed in 0..300 {
+    for seed in 0..1_200 {
         let (mut disk, mut dice) = seeded(seed);
         let settings = SETTINGS[usize::try_from(seed % 3).expect("small")];
         let mut boot = 1;
@@ -327,7 +327,7 @@ fn whenever_it_crashes_while_a_disk_is_bad_nothing_is_lost() {
         |disk, bad| disk.set_forgetful("/data", bad),
         |disk, bad| disk.set_forgetful("/logs", bad),
     ];
-    for seed in 0..480_u64 {
+    for seed in 0..960_u64 {
         let settings = SETTINGS[usize::try_from(seed % 3).expect("small")];
         let make_bad = bad[usize::try_from(seed / 3 % 4).expect("small")];
         let (disk, mut dice) = seeded(seed);
@@ -398,7 +398,7 @@ fn whatever_becomes_of_the_checkpoint_no_record_is_lost() {
         };
         let segment = disk.paths().iter().find(is_segment).expect("one").clone();
         let whole = disk.bytes(&segment).expect("it is there");
-        for at in (0..whole.len()).step_by(3) {
+        for at in (0..whole.len()).step_by(13) {
             for way in 0..4 {
                 let story = format!("{settings}, byte {at}, way {way}");
                 let (disk, boot) = match way % 2 {
