@@ -167,6 +167,25 @@ fn a_full_disk_leaves_whole_records_and_is_told_with_its_cure() {
 }
 
 #[test]
+fn a_write_that_failed_is_not_taken_for_done_when_someone_else_reaches_its_length() {
+    let disk = TestDisk::default();
+    let node = Node::start(&disk, 1, PLAIN);
+    node.write("web", &["one\n"], 10).expect("room");
+    disk.set_room(Some(400));
+    let long = format!("{}\n", "x".repeat(500));
+    node.write("web", &[&long], 30).expect_err("no room");
+    disk.set_room(None);
+    disk.put(
+        "/logs/web.log",
+        format!("one\n{}\n", "y".repeat(600)).as_bytes(),
+    );
+    node.write("web", &["two\n"], 20).expect("room again");
+    Output::sync(&node.output).expect("good");
+    node.checkpoint.sync().expect("good");
+    assert_eq!(Node::start(&disk.after_kill(), 1, PLAIN).offset(), 20);
+}
+
+#[test]
 fn only_the_records_still_open_are_written() {
     let disk = TestDisk::default();
     let node = Node::start(&disk, 1, PLAIN);
