@@ -99,13 +99,18 @@ impl Live {
             }
             Entry::Source(mut source) => {
                 source.declaration = self.name(&source.declaration);
+                source.days.shrink_to_fit();
                 let sources = &mut self.streams.entry(source.stream).or_default().sources;
                 match sources
                     .iter_mut()
                     .find(|s| s.declaration == source.declaration)
                 {
                     Some(known) => *known = source,
-                    None => sources.push(source),
+                    None => {
+                        // Most streams have one, and there are thousands.
+                        sources.reserve_exact(1);
+                        sources.push(source);
+                    }
                 }
             }
             Entry::Flow(key, flow) => self.merge(&key, flow),
@@ -180,6 +185,7 @@ impl Live {
             }
             None => {
                 flow.held.shrink_to_fit();
+                flows.reserve_exact(1);
                 flows.push(KnownFlow {
                     declaration,
                     output,
