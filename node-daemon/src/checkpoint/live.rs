@@ -229,8 +229,13 @@ impl Live {
         match (reached, self.files.get_mut(&key)) {
             // What had this path before is done with: it was synced before its successor was begun.
             (Some(reached), known) => {
+                let other_output = known.is_none();
                 let known = known.filter(|file| file.node == node);
                 let length = known.map_or(reached, |file| file.length.max(reached));
+                if other_output {
+                    // An output that was renamed or replaced: nobody may cut the file by what the old one knew.
+                    self.files.retain(|(_, path), _| *path != key.1);
+                }
                 self.files.insert(key, Synced { length, ..up_to });
             }
             (None, Some(file)) if file.node == node => file.at_ns = up_to.at_ns,

@@ -717,6 +717,41 @@ fn a_file_that_may_be_someone_elses_is_not_cut() {
     );
 }
 
+#[test]
+fn a_file_is_cut_by_what_its_latest_output_knows() {
+    let renamed = |entry: Entry| match entry {
+        Entry::Write(write) => Entry::Write(SavedWrite {
+            output: "renamed".into(),
+            ..write
+        }),
+        Entry::Synced {
+            path,
+            inode,
+            birth_ns,
+            length,
+            at_ns,
+            ..
+        } => Entry::Synced {
+            output: "renamed".into(),
+            path,
+            inode,
+            birth_ns,
+            length,
+            at_ns,
+        },
+        other => other,
+    };
+    let entries = [
+        write("/a", 1, 0, 50, &[(1, 50)]),
+        synced("/a", 1, 50),
+        renamed(write("/a", 1, 50, 60, &[(2, 10)])),
+        renamed(synced("/a", 1, 60)),
+    ];
+    let (flows, cut, told) = restarted(&entries, 2, &[("/a", 70)], |_| {});
+    assert_eq!((flows, told), (BTreeMap::from([(1, 50), (2, 10)]), 0));
+    assert_eq!(cut, [("/a".to_owned(), 60)]);
+}
+
 /// Snapshots and entries mean the same: any entries, once folded and once written anew in between.
 #[test]
 fn what_is_written_anew_means_the_same_as_what_was_appended() {
