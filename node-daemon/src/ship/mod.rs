@@ -10,6 +10,10 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::checkpoint::{FlowKey, SavedFlow};
 
+pub mod elasticsearch;
+pub mod http;
+pub mod transport;
+
 /// What became of one record in one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
