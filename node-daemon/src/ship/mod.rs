@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::checkpoint::{FlowKey, SavedFlow};
 
+pub mod aliyun_sls;
 pub mod elasticsearch;
 pub mod http;
 pub mod transport;

@@ -117,15 +117,13 @@ impl Web {
         let host = shown(&request.url);
         let mut headers = request.headers;
         let body = match (&request.body, self.compression) {
-            (Body::Empty, _) => {
-                // A POST without a body has a length, too; not every proxy lets one through without.
+            (body, _) if body.pieces().left() == 0 => {
+                // A POST of nothing has a length, too; not every server or proxy takes one without.
                 headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
                 reqwest::Body::from(Bytes::new())
             }
             (Body::Whole(bytes), Compression::None) => bytes.clone().into(),
-            (records @ Body::Records(_), Compression::None) => {
-                reqwest::Body::wrap(records.pieces())
-            }
+            (body, Compression::None) => reqwest::Body::wrap(body.pieces()),
             (body, Compression::Gzip) => {
                 let body = body.clone();
                 let packed = tokio::task::spawn_blocking(move || gzip(&body)).await;
