@@ -77,6 +77,7 @@ pub struct Elasticsearch {
     hosts: Hosts,
     index: Arc<str>,
     data_stream: bool,
+    query: String,
     login: Login,
     exchange: Arc<dyn Exchange>,
 }
@@ -199,6 +200,8 @@ impl Elasticsearch {
             hosts: Hosts::new(urls, settings.retry),
             index: index.into(),
             data_stream: keys.data_stream,
+            // A server that waits for a shard gives up, and names the records, before we give up on the server.
+            query: format!("{QUERY}&timeout={}ms", settings.timeout.as_millis() / 2),
             login,
             exchange,
         })
@@ -241,7 +244,7 @@ impl Elasticsearch {
             return failed("no server is named".to_owned());
         };
         let index = index_name(&self.index, &load.batch.target, load.batch.day);
-        let Ok(url) = base.join(&format!("{index}/_bulk?{QUERY}")) else {
+        let Ok(url) = base.join(&format!("{index}/_bulk?{}", self.query)) else {
             return failed(format!("`{index}` is no name for an index"));
         };
         let request = match self.request(url, Body::Records(load.clone())).await {

@@ -135,7 +135,7 @@ async fn a_batch_is_one_bulk_to_the_index_of_its_target_and_day() {
     assert_eq!(
         request.url.as_str(),
         "http://h1:9201/a/b/web-2026.11.24/_bulk?filter_path=errors,items.*.status,\
-         items.*.error.type,items.*.error.reason,items.*.error.caused_by.reason"
+         items.*.error.type,items.*.error.reason,items.*.error.caused_by.reason&timeout=30000ms"
     );
     assert_eq!(request.headers[CONTENT_TYPE], "application/x-ndjson");
     assert_eq!(request.headers[ACCEPT], "application/json");

@@ -131,20 +131,4 @@ pub fn meaning(status: u16) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_shown_of_a_server_holds_no_password() {
-        let url = Url::parse("https://user:hunter2@es.local:9200/prefix?a=b").expect("a URL");
-        assert_eq!(shown(&url), "https://es.local:9200");
-        let url = Url::parse("http://[::1]/").expect("a URL");
-        assert_eq!(shown(&url), "http://[::1]");
-    }
-
-    #[test]
-    fn a_text_from_outside_is_cut_between_characters_and_has_no_controls() {
-        assert_eq!(foreign("aä", 2), "a");
-        assert_eq!(foreign("a\u{1b}\nä", 9), "a  ä");
-    }
-}
+mod tests;
