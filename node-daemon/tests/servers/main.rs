@@ -10,7 +10,9 @@
     reason = "a test that cannot go on should say where and stop"
 )]
 
+mod deliver;
 mod elasticsearch;
+mod http;
 mod proxy;
 mod records;
 mod server;
