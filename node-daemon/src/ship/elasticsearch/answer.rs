@@ -19,9 +19,8 @@ use crate::ship::{Fate, Verdict};
 /// How every answer begins that has only good news, and what it says of one record.
 const ALL_WELL: &[u8] = b"{\"errors\":false,\"items\":[";
 const CREATED: &[u8] = b"{\"create\":{\"status\":201}}";
-/// The most that is kept of what a server says: of a cause, which is shown, and of a dead letter, which is kept.
-const MOST_CAUSE_BYTES: usize = 300;
-const MOST_DETAIL_BYTES: usize = 1_000;
+/// The most that is kept of each text of a server: it may give back a whole field, for each of 20,000 records.
+const MOST_WORDS_BYTES: usize = 300;
 
 /// What became of the `records` records of a bulk, from the body of its answer with status 200.
 ///
@@ -31,7 +30,10 @@ pub(super) fn outcomes(body: &[u8], records: usize) -> Result<Verdict, String> {
     if count_created(body) == Some(records) {
         return Ok(Verdict::All(Fate::Delivered));
     }
-    let mut items = Items::default();
+    let mut items = Items {
+        most: records,
+        ..Items::default()
+    };
     let mut from = serde_json::Deserializer::from_slice(body);
     let read = from.deserialize_map(Root(&mut items));
     if read.and_then(|()| from.end()).is_err() {
@@ -71,6 +73,8 @@ fn count_created(body: &[u8]) -> Option<usize> {
 #[derive(Default)]
 struct Items {
     fates: Vec<Fate>,
+    /// How many there should be: of more, one is read, which is enough to know that the answer is wrong.
+    most: usize,
     class: Option<Arc<str>>,
     cause: Option<Arc<str>>,
 }
@@ -98,11 +102,11 @@ impl Items {
         match (class, item.status) {
             (Some(class), _) => {
                 let cause = error.and_then(|e| e.cause.as_deref()).unwrap_or_default();
-                let mut detail = foreign(reason, MOST_DETAIL_BYTES);
+                let mut detail = foreign(reason, MOST_WORDS_BYTES);
                 // "failed to parse" alone helps nobody.
                 if !reason.contains(cause) {
                     detail.push_str(": ");
-                    detail.push_str(&foreign(cause, MOST_DETAIL_BYTES));
+                    detail.push_str(&foreign(cause, MOST_WORDS_BYTES));
                 }
                 Fate::Refused {
                     reason: share(&mut self.class, class),
@@ -183,7 +187,7 @@ fn explain(status: u16, ty: &str, reason: &str) -> String {
         }
         _ => meaning(status),
     };
-    let (ty, reason) = (foreign(ty, 100), foreign(reason, MOST_CAUSE_BYTES));
+    let (ty, reason) = (foreign(ty, 100), foreign(reason, MOST_WORDS_BYTES));
     match (ty.as_str(), reason.as_str()) {
         ("", "") => format!("{lead} ({status})"),
         ("", reason) => format!("{lead} ({status}: {reason})"),
@@ -331,6 +335,9 @@ impl<'de> Visitor<'de> for List<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         while let Some(Named(item)) = list.next_element()? {
+            if self.0.fates.len() > self.0.most {
+                return Err(de::Error::custom("more items than records"));
+            }
             let fate = self.0.judge(&item);
             self.0.fates.push(fate);
         }

@@ -60,7 +60,10 @@ struct Keys {
 /// `hosts: a` is meant as `hosts: [a]`.
 fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(
+        untagged,
+        expecting = "it is no list of servers; do: write for example `[\"http://127.0.0.1:9200\"]`"
+    )]
     enum Hosts {
         One(String),
         Several(Vec<String>),

@@ -317,6 +317,7 @@ fn every_wrong_key_is_told_with_its_cure() {
     for yaml in [
         "{}",
         "{hosts: []}",
+        "{hosts: {a: 9200}}",
         "{hosts: ['', 'ftp://h', 'http://u:hunter2@[', 'h:port']}",
         "{hosts: [h], index: '{target}-{dat}'}",
         "{hosts: [h], index: _all}",
@@ -462,7 +463,9 @@ fn an_answer_of_twenty_thousand_records_is_read_in_no_time() {
     let good = format!("{{\"errors\":false,\"items\":[{items}]}}");
     let items = vec![r#"{"create":{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"[a]: version conflict, document already exists (current version [1])"}}}"#; 20_000].join(",");
     let replayed = format!("{{\"errors\":true,\"items\":[{items}]}}");
+    let spaced = good.replace(",\"items", ", \"items");
     for (body, fate, most) in [
+        (spaced, Fate::Delivered, Duration::from_millis(100)),
         (good, Fate::Delivered, Duration::from_millis(5)),
         (replayed, Fate::Duplicate, Duration::from_millis(200)),
     ] {

@@ -25,8 +25,8 @@ pub use login::{Login, Secrets};
 pub use tls::TlsSettings;
 pub use web::{Compression, Web, parse_url};
 
-/// The most bytes of an answer that are read: room for the faults of 20,000 records, each told in 800 bytes.
-pub const MOST_ANSWER_BYTES: usize = 16 << 20;
+/// The most bytes of an answer that are read: room for the faults of 20,000 records, each told in 400 bytes.
+pub const MOST_ANSWER_BYTES: usize = 8 << 20;
 
 /// One request.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The way over the network: one client of an output, by `reqwest` on rustls.
 //! Invariants: a request is sent once, to whom it says, not on to where an answer points; a certificate that changed on
-//! disk counts within [`LOOK_AGAIN_AFTER`], and at once after a connection failed.
+//! disk counts within [`LOOK_AGAIN_AFTER`], and at once after a connection failed. The environment's proxies
+//! (`HTTPS_PROXY`, `NO_PROXY`, …) are used as they say.
 
 use std::error::Error;
 use std::future::Future;
