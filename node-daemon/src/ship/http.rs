@@ -58,17 +58,8 @@ impl Http {
     /// Everything that is wrong.
     pub fn new(settings: &OutputSettings) -> Result<Self, Vec<Problem>> {
         let keys: Keys = from_value(&settings.settings, &settings.path()).map_err(|p| vec![p])?;
-        let problems = keys.tls.problems(&settings.path());
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let (tls, compression) = (keys.tls.clone(), keys.compression);
-        let web = Web::new(tls, compression, settings.timeout, settings.concurrency);
-        let web = web.map_err(|why| {
-            let path = format!("{}.tls", settings.path());
-            vec![of_operator(path, "", why, "check the files it names")]
-        })?;
-        Self::over(settings, keys, Arc::new(web))
+        let web = Web::of(settings, &keys.tls, keys.compression)?;
+        Self::over(settings, keys, web)
     }
 
     /// The same over another way to the server.
@@ -117,37 +108,15 @@ impl Http {
                 )),
             }
         }
-        let login = match (keys.username, keys.password, keys.bearer_token, named) {
-            (None, None, Some(token), None) => Login::Bearer(Secrets::new(vec![token])),
-            (Some(user), Some(password), None, _) => Login::basic(user, password),
-            (None, None, None, Some((user, password))) => {
-                Login::basic(Secret::plain(user), Secret::plain(password))
-            }
-            (None, None, None, None) => Login::None,
-            (_, _, Some(_), _) => {
-                problems.push(of_operator(
-                    format!("{path}.bearer_token"),
-                    "",
-                    "there is a user or password, too, and only one of both can be sent",
-                    "remove one of them",
-                ));
-                Login::None
-            }
-            (user, ..) => {
-                let missing = if user.is_some() {
-                    "password"
-                } else {
-                    "username"
-                };
-                problems.push(of_operator(
-                    format!("{path}.{missing}"),
-                    "",
-                    "user and password belong together and it is not there",
-                    format!("add `{missing}:` there"),
-                ));
-                Login::None
-            }
-        };
+        let other = keys
+            .bearer_token
+            .map(|key| Login::Bearer(Secrets::new(vec![key])));
+        let pair = (keys.username, keys.password);
+        let login = Login::choose(&path, pair, ("bearer_token", other), named);
+        let login = login.unwrap_or_else(|problem| {
+            problems.push(problem);
+            Login::None
+        });
         if !problems.is_empty() {
             return Err(problems);
         }

@@ -128,22 +128,9 @@ impl AliyunSls {
     /// Everything that is wrong.
     pub fn new(settings: &OutputSettings, node: &str) -> Result<Self, Vec<Problem>> {
         let keys: Keys = from_value(&settings.settings, &settings.path()).map_err(|p| vec![p])?;
-        let problems = keys.tls.problems(&settings.path());
-        if !problems.is_empty() {
-            return Err(problems);
-        }
         // Bodies are compressed already.
-        let web = Web::new(
-            keys.tls.clone(),
-            Compression::None,
-            settings.timeout,
-            settings.concurrency,
-        );
-        let web = web.map_err(|why| {
-            let path = format!("{}.tls", settings.path());
-            vec![of_operator(path, "", why, "check the files it names")]
-        })?;
-        Self::over(settings, keys, node, Arc::new(web), Timestamp::now)
+        let web = Web::of(settings, &keys.tls, Compression::None)?;
+        Self::over(settings, keys, node, web, Timestamp::now)
     }
 
     /// The same over another way to the service, and by another clock.

@@ -99,17 +99,8 @@ impl Elasticsearch {
     /// Everything that is wrong.
     pub fn new(settings: &OutputSettings) -> Result<Self, Vec<Problem>> {
         let keys: Keys = from_value(&settings.settings, &settings.path()).map_err(|p| vec![p])?;
-        let problems = keys.tls.problems(&settings.path());
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let (tls, compression) = (keys.tls.clone(), keys.compression);
-        let web = Web::new(tls, compression, settings.timeout, settings.concurrency);
-        let web = web.map_err(|why| {
-            let path = format!("{}.tls", settings.path());
-            vec![of_operator(path, "", why, "check the files it names")]
-        })?;
-        Self::over(settings, keys, Arc::new(web))
+        let web = Web::of(settings, &keys.tls, keys.compression)?;
+        Self::over(settings, keys, web)
     }
 
     /// The same over another way to the servers.
@@ -165,37 +156,15 @@ impl Elasticsearch {
         if let Some((reason, cure)) = wrong_index(&index, keys.data_stream) {
             problems.push(of_operator(format!("{path}.index"), &index, reason, cure));
         }
-        let login = match (keys.api_key, keys.username, keys.password, named) {
-            (Some(key), None, None, None) => Login::ApiKey(Secrets::new(vec![key])),
-            (None, Some(user), Some(password), _) => Login::basic(user, password),
-            (None, None, None, Some((user, password))) => {
-                Login::basic(Secret::plain(user), Secret::plain(password))
-            }
-            (None, None, None, None) => Login::None,
-            (Some(_), ..) => {
-                problems.push(of_operator(
-                    format!("{path}.api_key"),
-                    "",
-                    "there is a user or password, too, and only one of both can be sent",
-                    "remove one of them",
-                ));
-                Login::None
-            }
-            (None, user, ..) => {
-                let missing = if user.is_some() {
-                    "password"
-                } else {
-                    "username"
-                };
-                problems.push(of_operator(
-                    format!("{path}.{missing}"),
-                    "",
-                    "user and password belong together and it is not there",
-                    format!("add `{missing}:` there"),
-                ));
-                Login::None
-            }
-        };
+        let other = keys
+            .api_key
+            .map(|key| Login::ApiKey(Secrets::new(vec![key])));
+        let pair = (keys.username, keys.password);
+        let login = Login::choose(&path, pair, ("api_key", other), named);
+        let login = login.unwrap_or_else(|problem| {
+            problems.push(problem);
+            Login::None
+        });
         if !problems.is_empty() {
             return Err(problems);
         }

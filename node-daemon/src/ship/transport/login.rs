@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 
+use crate::problem::{Problem, of_operator};
 use crate::settings::Secret;
 
 /// How long a secret that was read from a file counts before it is read again.
@@ -111,6 +112,47 @@ impl Login {
     /// User and password.
     pub fn basic(user: Secret, password: Secret) -> Self {
         Self::Basic(Secrets::new(vec![user, password]))
+    }
+
+    /// What an operator wrote: `username` and `password`, or the other way, `key` with its login; `named` stood in a URL
+    /// and counts if nothing else is written. Keys stand below `path`, for example `outputs.es`.
+    ///
+    /// # Errors
+    /// One half is missing, or there are two ways.
+    pub fn choose(
+        path: &str,
+        (user, password): (Option<Secret>, Option<Secret>),
+        other: (&str, Option<Self>),
+        named: Option<(String, String)>,
+    ) -> Result<Self, Problem> {
+        let (key, other) = other;
+        match (user, password, other, named) {
+            (None, None, Some(other), None) => Ok(other),
+            (Some(user), Some(password), None, _) => Ok(Self::basic(user, password)),
+            (None, None, None, Some((user, password))) => {
+                Ok(Self::basic(Secret::plain(user), Secret::plain(password)))
+            }
+            (None, None, None, None) => Ok(Self::None),
+            (_, _, Some(_), _) => Err(of_operator(
+                format!("{path}.{key}"),
+                "",
+                "there is a user or password, too, and only one of both can be sent",
+                "remove one of them",
+            )),
+            (user, _, None, _) => {
+                let missing = if user.is_some() {
+                    "password"
+                } else {
+                    "username"
+                };
+                Err(of_operator(
+                    format!("{path}.{missing}"),
+                    "",
+                    "user and password belong together and it is not there",
+                    format!("add `{missing}:` there"),
+                ))
+            }
+        }
     }
 
     /// The `Authorization` header, if there is one to send.

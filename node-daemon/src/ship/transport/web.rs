@@ -7,6 +7,7 @@ use std::error::Error;
 use std::future::Future;
 use std::io::Write;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 
 use super::tls::Fingerprint;
 use super::{Answer, Body, Exchange, Failure, MOST_ANSWER_BYTES, Request, TlsSettings, shown};
+use crate::problem::{Problem, of_operator};
+use crate::settings::OutputSettings;
 
 /// How long the files of TLS are believed to be as they were.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -59,10 +62,37 @@ struct Kept {
 }
 
 impl Web {
+    /// The way that an output's settings describe, as far as they are shared; `tls` and `compression` are keys of its
+    /// own.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files of TLS.
+    pub fn of(
+        settings: &OutputSettings,
+        tls: &TlsSettings,
+        compression: Compression,
+    ) -> Result<Arc<Self>, Vec<Problem>> {
+        let problems = tls.problems(&settings.path());
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Self::new(
+            tls.clone(),
+            compression,
+            settings.timeout,
+            settings.concurrency,
+        )
+        .map(Arc::new)
+        .map_err(|why| {
+            let path = format!("{}.tls", settings.path());
+            vec![of_operator(path, "", why, "check the files it names")]
+        })
+    }
+
     /// A way for `connections` requests at once, each of which may take `timeout`.
     ///
     /// # Errors
-    /// Why TLS cannot be set up; `TlsSettings::problems` says it better.
+    /// Why TLS cannot be set up.
     pub fn new(
         tls: TlsSettings,
         compression: Compression,
