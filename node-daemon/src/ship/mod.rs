@@ -10,6 +10,17 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::checkpoint::{FlowKey, SavedFlow};
 
+pub mod connection;
+mod fields;
+pub mod graylog;
+pub mod kafka;
+mod load;
+pub mod logstash;
+mod pool;
+pub mod redis;
+pub mod syslog;
+mod unacknowledged;
+
 /// What became of one record in one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
