@@ -1,6 +1,6 @@
 //! A byte stream to a server, plain or by TLS: what every output stands on that speaks neither HTTP nor Kafka.
 //! Place: an output's codec -> **connection** -> the server, and back.
-//! Invariants: files of certificates are read for each connection, so that changed ones count; nothing is tried twice.
+//! Invariants: files of certificates that changed count with the next connection; nothing is tried twice.
 
 use std::fmt;
 use std::io;
@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -77,6 +78,18 @@ impl TlsSettings {
         .collect()
     }
 
+    /// The files as they are now, without reading them: other stamps mean that they changed.
+    pub(super) fn stamps(&self) -> Stamps {
+        [&self.ca, &self.certificate, &self.key]
+            .into_iter()
+            .flatten()
+            .map(|path| {
+                let meta = std::fs::metadata(path).ok()?;
+                Some((meta.modified().ok()?, meta.len()))
+            })
+            .collect()
+    }
+
     fn roots(&self) -> Result<RootCertStore, String> {
         let Some(path) = &self.ca else {
             return Ok(RootCertStore {
@@ -127,6 +140,9 @@ impl TlsSettings {
         }
     }
 }
+
+/// When each file was changed, and its length.
+pub(super) type Stamps = Vec<Option<(SystemTime, u64)>>;
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
@@ -234,15 +250,25 @@ impl fmt::Display for Address {
 }
 
 /// How servers are reached: plainly, or by TLS.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Way {
-    /// TLS, if it is used.
-    pub tls: Option<TlsSettings>,
+    tls: Option<TlsSettings>,
     /// How long a connection may take to come about, TLS included.
     pub timeout: Duration,
+    /// What TLS was made of, and TLS: kept, so that a session can be taken up again.
+    kept: Mutex<Option<(Stamps, Arc<ClientConfig>)>>,
 }
 
 impl Way {
+    /// By TLS, if there are settings for it.
+    pub fn new(tls: Option<TlsSettings>, timeout: Duration) -> Self {
+        Self {
+            tls,
+            timeout,
+            kept: Mutex::default(),
+        }
+    }
+
     /// Connects to a server.
     ///
     /// # Errors
@@ -262,13 +288,7 @@ impl Way {
     async fn open(&self, to: &Address) -> Result<Connection, String> {
         let connector = match &self.tls {
             None => None,
-            Some(tls) => {
-                let tls = tls.clone();
-                let config = tokio::task::spawn_blocking(move || tls.config())
-                    .await
-                    .map_err(|_| "reading the certificates was given up".to_owned())??;
-                Some(TlsConnector::from(Arc::new(config)))
-            }
+            Some(tls) => Some(TlsConnector::from(self.config(tls).await?)),
         };
         let tcp = TcpStream::connect((to.host.as_str(), to.port))
             .await
@@ -286,6 +306,25 @@ impl Way {
             Ok(tls) => Ok(Connection::Tls(Box::new(tls))),
             Err(error) => Err(format!("{to} cannot be reached by TLS: {error}")),
         }
+    }
+
+    /// TLS from the files as they are now.
+    async fn config(&self, tls: &TlsSettings) -> Result<Arc<ClientConfig>, String> {
+        let kept = self.kept.lock().clone();
+        let tls = tls.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let stamps = tls.stamps();
+            match kept {
+                Some((of, config)) if of == stamps => Ok((stamps, config)),
+                _ => Ok::<_, String>((stamps, Arc::new(tls.config()?))),
+            }
+        });
+        let made = made
+            .await
+            .map_err(|_| "reading the certificates was given up".to_owned())??;
+        let config = Arc::clone(&made.1);
+        *self.kept.lock() = Some(made);
+        Ok(config)
     }
 }
 
@@ -425,10 +464,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let to = Address::parse(&format!("127.0.0.1:{port}"), None).expect("an address");
-        let way = Way {
-            tls: None,
-            timeout: Duration::from_secs(5),
-        };
+        let way = Way::new(None, Duration::from_secs(5));
         let mut open = way.connect(&to).await.expect("a connection");
         let (other, _) = listener.accept().expect("its other end");
         assert!(open.is_idle());

@@ -96,10 +96,7 @@ impl Logstash {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let way = Way {
-            tls: keys.tls,
-            timeout: settings.timeout,
-        };
+        let way = Way::new(keys.tls, settings.timeout);
         Ok(Self {
             pool: Pool::new(servers, way, keys.loadbalance),
             level: keys.compression_level,
@@ -209,7 +206,7 @@ fn encode(records: &mut Peekable<Records<'_>>, level: u32, out: &mut Vec<u8>) ->
             let mut zlib = ZlibEncoder::new(&mut *out, Compression::new(level));
             let count = frames(records, &mut zlib);
             // Writing into memory does not fail.
-            let _ = zlib.finish();
+            zlib.finish().ok();
             let length = u32::try_from(out.len() - 12).unwrap_or(u32::MAX);
             out[8..12].copy_from_slice(&length.to_be_bytes());
             count
@@ -236,7 +233,9 @@ fn frames(records: &mut Peekable<Records<'_>>, out: &mut impl Write) -> u32 {
         head[2..6].copy_from_slice(&count.to_be_bytes());
         head[6..].copy_from_slice(&length.to_be_bytes());
         // Writing into memory does not fail.
-        let _ = out.write_all(&head).and_then(|()| out.write_all(record));
+        out.write_all(&head)
+            .and_then(|()| out.write_all(record))
+            .ok();
     }
     count
 }

@@ -111,10 +111,7 @@ mod tests {
     }
 
     fn pool(servers: &[&Address], spread: bool) -> Pool {
-        let way = Way {
-            tls: None,
-            timeout: Duration::from_secs(5),
-        };
+        let way = Way::new(None, Duration::from_secs(5));
         Pool::new(
             servers.iter().map(|to| (*to).clone()).collect(),
             way,

@@ -118,10 +118,7 @@ impl Redis {
         match address {
             Ok(address) if problems.is_empty() => Ok(Self {
                 address,
-                way: Way {
-                    tls: keys.tls,
-                    timeout: settings.timeout,
-                },
+                way: Way::new(keys.tls, settings.timeout),
                 username: keys.username,
                 password: keys.password,
                 db: keys.db,

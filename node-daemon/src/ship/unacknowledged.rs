@@ -3,9 +3,11 @@
 //! Invariants: what the kernel took counts as delivered, and nothing else does; of a stream that breaks, the whole load is
 //! sent again, for nobody knows what of it was read.
 //!
-//! With `confirm`, a load has a stream of its own, which we end and the server then closes. One that read to the end sends
-//! an end, one that died before sends a reset: so it is known that the server has read all, though not what it did with it.
+//! With `confirm` (the default) a load has a stream of its own, which we end and the server then closes. One that read to
+//! the end sends an end, one that died before sends a reset: so it is known that the server has read all, though not what
+//! it did with it. Without, all that lies in the buffers of both kernels is lost with the server: some MB.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -206,8 +208,15 @@ async fn write_stream(pool: &Pool, confirm: bool, load: &Load, encode: &impl Enc
 async fn end(stream: &mut Connection) -> std::io::Result<()> {
     stream.shutdown().await?;
     let mut ignored = [0_u8; 1_024];
-    while stream.read(&mut ignored).await? > 0 {}
-    Ok(())
+    loop {
+        match stream.read(&mut ignored).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // The end of TCP without one of TLS: many servers have it so.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Frames of the next records, of about [`PIECE_BYTES`], and how many.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::deliver::deliver;
 use crate::records::{count, loads, object};
-use crate::started::{Counted, Started};
+use crate::started::{Counted, Started, say};
 
 fn output(own: &str) -> Logstash {
     let own = serde_yaml_ng::from_str(own).unwrap();
@@ -82,7 +82,10 @@ async fn a_server_killed_in_the_middle_loses_nothing() {
     there.sort_unstable();
     there.dedup();
     assert!(there.into_iter().eq(0..count()));
-    println!("lumberjack: {} records, {twice} of them twice", count());
+    say(format_args!(
+        "lumberjack: {} records, {twice} of them twice",
+        count()
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]

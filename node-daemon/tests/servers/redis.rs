@@ -7,7 +7,7 @@ use ringpilot::ship::{Guarantee, Load, Output, Verdict};
 
 use crate::deliver::deliver;
 use crate::records::{count, loads, object};
-use crate::started::{Counted, Started};
+use crate::started::{Counted, Started, say};
 
 fn output(server: &Started, own: &str) -> Redis {
     let own = format!("{{host: 127.0.0.1, port: {}, {own}}}", server.port);
@@ -84,7 +84,10 @@ async fn a_server_killed_in_the_middle_loses_nothing() {
     there.sort_unstable();
     there.dedup();
     assert!(there.into_iter().eq(0..count()));
-    println!("redis: {} records, {twice} of them twice", count());
+    say(format_args!(
+        "redis: {} records, {twice} of them twice",
+        count()
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::deliver::deliver;
 use crate::records::{count, loads, object};
-use crate::started::{Counted, Started};
+use crate::started::{Counted, Started, say};
 
 fn output(own: &str) -> Syslog {
     let own = serde_yaml_ng::from_str(own).unwrap();
@@ -60,6 +60,10 @@ async fn rsyslog_reads_every_record_and_every_part_of_it() {
             count(),
         ),
         (format!("host: localhost, port: {secure}, {tls}"), count()),
+        (
+            format!("host: localhost, port: {secure}, {tls}, confirm: false"),
+            count(),
+        ),
         // Small enough for the socket's buffer: what does not fit there is lost, which is UDP's own way.
         (format!("host: 127.0.0.1, port: {port}"), 500),
         (
@@ -154,10 +158,10 @@ async fn a_server_killed_in_the_middle_loses_what_was_on_its_way_and_with_confir
         there.sort_unstable();
         there.dedup();
         let (lost, twice) = (count() + 100 - there.len(), all - there.len());
-        println!(
+        say(format_args!(
             "rsyslog, confirm: {confirm}: {lost} of {} lost, {twice} twice",
             count()
-        );
+        ));
         assert!(there.ends_with(&(count()..count() + 100).collect::<Vec<_>>()));
         // rsyslog writes each message as it reads it: what it had read at the kill is there.
         assert!(!confirm || lost == 0, "{lost}");

@@ -1,8 +1,8 @@
 //! Records to Graylog, or whatever else takes GELF 1.1.
 //! Place: batch -> **graylog** -> the server: by datagrams, in chunks and compressed, or by a stream, each ended by a NUL.
 //! Invariants: what is sent is valid GELF whatever the record holds; a record that 128 chunks cannot hold is refused.
-//! Nothing is acknowledged: what the kernel took counts as delivered. By UDP anything may be lost on the way; with
-//! `confirm` a stream's server has read all of a batch before it counts.
+//! Nothing is acknowledged: what the kernel took counts as delivered. By UDP anything may be lost on the way; a
+//! stream's server has read all of a batch before it counts, unless `confirm: false`.
 //! Source of the format: Graylog's "GELF" reference.
 //!
 //! `message` becomes `short_message` (its first line; the whole is `full_message` if there are more), `host` or the
@@ -47,8 +47,7 @@ struct Keys {
     protocol: Protocol,
     compression: Option<Packing>,
     chunk_bytes: Option<Size>,
-    #[serde(default)]
-    confirm: bool,
+    confirm: Option<bool>,
     tls: Option<TlsSettings>,
 }
 
@@ -125,7 +124,7 @@ impl Graylog {
             let cure = "write 1420, which fits anywhere, or up to 8192 on a good network";
             wrong("chunk_bytes", &value, "it may be 100 to 8192 bytes", cure);
         }
-        if keys.protocol == Protocol::Udp && keys.confirm {
+        if keys.protocol == Protocol::Udp && keys.confirm == Some(true) {
             let why = "datagrams have no end that a server could confirm";
             wrong(
                 "confirm",
@@ -137,15 +136,12 @@ impl Graylog {
         if let Some(tls) = &keys.tls {
             problems.extend(tls.problems(&path));
         }
-        let way = Way {
-            tls: keys.tls,
-            timeout: settings.timeout,
-        };
+        let way = Way::new(keys.tls, settings.timeout);
         match address {
             Ok(address) if problems.is_empty() => Ok(Self {
                 carrier: match keys.protocol {
                     Protocol::Udp => Carrier::datagrams(address, way),
-                    Protocol::Tcp => Carrier::stream(address, way, keys.confirm),
+                    Protocol::Tcp => Carrier::stream(address, way, keys.confirm.unwrap_or(true)),
                 },
                 gelf: Gelf {
                     gzip: keys.compression != Some(Packing::None),
@@ -326,9 +322,9 @@ impl<'record> Known<'record> {
                 milliseconds.rem_euclid(1_000),
             );
             // Writing into memory does not fail.
-            let _ = write!(out, ",\"timestamp\":{seconds}.{rest:03}");
+            write!(out, ",\"timestamp\":{seconds}.{rest:03}").ok();
         }
-        let _ = write!(out, ",\"level\":{}}}", self.level.unwrap_or(LEVEL));
+        write!(out, ",\"level\":{}}}", self.level.unwrap_or(LEVEL)).ok();
     }
 }
 
@@ -365,7 +361,7 @@ fn additional<'record>(name: Cow<'record, str>, names: &[Cow<'_, str>]) -> Cow<'
     };
     let mut number = 1;
     let stem = good.len();
-    while names.iter().any(|taken| *taken == good) {
+    while names.contains(&good) {
         number += 1;
         let numbered = format!("{}_{number}", &good[..stem]);
         good = Cow::Owned(numbered);
@@ -375,7 +371,7 @@ fn additional<'record>(name: Cow<'record, str>, names: &[Cow<'_, str>]) -> Cow<'
 
 fn string(text: &str, out: &mut Vec<u8>) {
     // Writing into memory does not fail, and a text is always JSON.
-    let _ = serde_json::to_writer(out, text);
+    serde_json::to_writer(out, text).ok();
 }
 
 impl Output for Graylog {

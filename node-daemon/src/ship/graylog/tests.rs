@@ -136,7 +136,7 @@ async fn datagrams_arrive_compressed_in_chunks_and_what_is_too_large_is_refused(
 async fn a_stream_has_a_nul_after_each_message() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("its address").port();
-    let own = format!("{{host: 127.0.0.1, port: {port}, protocol: tcp}}");
+    let own = format!("{{host: 127.0.0.1, port: {port}, protocol: tcp, confirm: false}}");
     let graylog = Graylog::new(&settings(&own), 0).expect("good settings");
     let load = load(
         "web",

@@ -289,7 +289,7 @@ impl Kafka {
                         &made
                     } else {
                         // 16 digits for 8 bytes: it cannot fail.
-                        let _ = hex::encode_to_slice(chunk.source_hash.to_be_bytes(), &mut source);
+                        hex::encode_to_slice(chunk.source_hash.to_be_bytes(), &mut source).ok();
                         &source
                     }
                 }

@@ -1,7 +1,7 @@
 //! What an operator may set for Kafka, and how librdkafka is told.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use super::key::Key;
 use crate::batch::target;
 use crate::problem::{Problem, of_operator};
 use crate::settings::{OutputSettings, Secret, Size, from_value};
-use crate::ship::connection::{Address, TlsSettings};
+use crate::ship::connection::{Address, Stamps, TlsSettings};
 
 /// The keys of this type.
 #[derive(Debug, Deserialize)]
@@ -162,7 +162,7 @@ pub(super) struct Settings {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Used {
     login: Option<(String, String)>,
-    files: Vec<Option<(SystemTime, u64)>>,
+    files: Option<Stamps>,
 }
 
 impl std::fmt::Debug for Used {
@@ -317,20 +317,8 @@ impl Settings {
             Some((user, password, _)) => Some((user.read()?, password.read()?)),
             None => None,
         };
-        let files: Vec<&PathBuf> = self
-            .tls
-            .iter()
-            .flat_map(|tls| [&tls.ca, &tls.certificate, &tls.key])
-            .flatten()
-            .collect();
-        let stamp = |path: &&PathBuf| {
-            let meta = std::fs::metadata(path).ok()?;
-            Some((meta.modified().ok()?, meta.len()))
-        };
-        Ok(Used {
-            login,
-            files: files.iter().map(stamp).collect(),
-        })
+        let files = self.tls.as_ref().map(TlsSettings::stamps);
+        Ok(Used { login, files })
     }
 
     /// What librdkafka is told; message sets of at most `set_bytes`, or of one record if that is 0.

@@ -2,8 +2,8 @@
 //! Place: batch -> **syslog** -> the server.
 //! Invariants: a header holds no other characters than its RFC allows, whatever the record holds; a stream framed by line
 //! ends has none within a message. Nothing is acknowledged: what the kernel took counts as delivered, and what lies
-//! between it and the server when one of them dies is lost; by UDP anything may be lost on the way. With `confirm` (a stream
-//! for each batch, that the server closes) only what the server had read and not kept is.
+//! between it and the server when one of them dies is lost; by UDP anything may be lost on the way. By a stream only what
+//! the server had read and not kept is lost, as each batch has its own that the server closes, unless `confirm: false`.
 //! Source of the format: RFC 5424, RFC 3164, RFC 6587 (framing), RFC 5425 (TLS).
 //! Cost: each record is parsed for its time, host and text.
 
@@ -56,8 +56,7 @@ struct Keys {
     tag: String,
     #[serde(default)]
     codec: Content,
-    #[serde(default)]
-    confirm: bool,
+    confirm: Option<bool>,
     tls: Option<TlsSettings>,
 }
 
@@ -177,7 +176,7 @@ impl Syslog {
             );
         }
         let stream = keys.protocol == Some(Protocol::Tcp) || keys.tls.is_some();
-        if !stream && keys.confirm {
+        if !stream && keys.confirm == Some(true) {
             let why = "datagrams have no end that a server could confirm";
             wrong(
                 "confirm",
@@ -189,14 +188,11 @@ impl Syslog {
         if let Some(tls) = &keys.tls {
             problems.extend(tls.problems(&path));
         }
-        let way = Way {
-            tls: keys.tls,
-            timeout: settings.timeout,
-        };
+        let way = Way::new(keys.tls, settings.timeout);
         match (address, facility, severity) {
             (Ok(address), Some(facility), Some(severity)) if problems.is_empty() => Ok(Self {
                 carrier: match stream {
-                    true => Carrier::stream(address, way, keys.confirm),
+                    true => Carrier::stream(address, way, keys.confirm.unwrap_or(true)),
                     false => Carrier::datagrams(address, way),
                 },
                 lines: Lines {
@@ -288,7 +284,7 @@ impl Lines {
         let host = host.as_deref().unwrap_or_default();
         let tag = self.tag.replace("{target}", target);
         // Writing into memory does not fail.
-        let _ = write!(out, "<{}>", self.priority);
+        write!(out, "<{}>", self.priority).ok();
         match self.format {
             Format::Rfc5424 => {
                 out.extend_from_slice(b"1 ");
@@ -296,7 +292,7 @@ impl Lines {
                     Some(time) => {
                         // At most six digits of a second.
                         let time = time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ");
-                        let _ = write!(out, "{time}");
+                        write!(out, "{time}").ok();
                     }
                     None => out.push(b'-'),
                 }
@@ -309,7 +305,7 @@ impl Lines {
             Format::Rfc3164 => {
                 // Every record of ours has one.
                 let time = time.unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-                let _ = write!(out, "{} ", time.strftime("%b %e %H:%M:%S"));
+                write!(out, "{} ", time.strftime("%b %e %H:%M:%S")).ok();
                 word(host, 255, out);
                 out.push(b' ');
                 word(&tag, 32, out);

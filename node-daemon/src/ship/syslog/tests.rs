@@ -127,7 +127,9 @@ async fn by_udp_each_record_is_a_datagram_and_one_that_does_not_fit_is_refused()
 async fn a_stream_that_its_server_has_closed_delivers_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("its address").port();
-    let own = format!("{{host: 127.0.0.1, port: {port}, protocol: tcp, framing: newline}}");
+    let own = format!(
+        "{{host: 127.0.0.1, port: {port}, protocol: tcp, framing: newline, confirm: false}}"
+    );
     let syslog = Syslog::new(&settings(&own), 0).expect("good settings");
     let load = load("web", &[&[r#"{"message":"a"}"#]], None);
     assert_eq!(syslog.attempt(&load).await, Verdict::All(Fate::Delivered));
@@ -147,10 +149,10 @@ async fn a_stream_that_its_server_has_closed_delivers_nothing() {
 }
 
 #[tokio::test]
-async fn with_confirm_a_load_is_delivered_when_its_server_has_read_to_its_end() {
+async fn a_load_of_a_stream_is_delivered_when_its_server_has_read_to_its_end() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("its address").port();
-    let own = format!("{{host: 127.0.0.1, port: {port}, protocol: tcp, confirm: true}}");
+    let own = format!("{{host: 127.0.0.1, port: {port}, protocol: tcp}}");
     let syslog = Syslog::new(&settings(&own), 0).expect("good settings");
     let message = format!("{{\"message\":\"{}\"}}", "x".repeat(10_000));
     let load = load("web", &[&[message.as_str(); 20]], None);
