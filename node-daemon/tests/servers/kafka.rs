@@ -181,9 +181,12 @@ async fn one_batch_after_the_other_a_source_keeps_its_order_and_without_key_reco
         let mut counts = HashMap::new();
         for kept in &kept {
             assert_eq!(kept.key, None);
-            *counts.entry(kept.partition).or_insert(0) += 1;
+            *counts.entry(kept.partition).or_insert(0_usize) += 1;
         }
-        assert_eq!(counts.len(), 3, "{counts:?}");
+        let spread =
+            |even: usize| counts.len() == 3 && counts.values().all(|n| n.abs_diff(even) <= 1);
+        // At random one partition serves for some milliseconds, so there may be fewer.
+        assert!(partition == "random" || spread(count() / 3), "{counts:?}");
     }
 }
 
@@ -349,11 +352,7 @@ async fn a_record_costs_little_more_than_by_librdkafkas_own_producer() {
     let server = Started::new("kafka", 5, &[]);
     create(&server, "bare", 1, &[]).await;
     create(&server, "ours", 1, &[]).await;
-    let records = count().max(if cfg!(debug_assertions) {
-        200_000
-    } else {
-        1_000_000
-    });
+    let records = count().max(500_000);
     let kafka = plain(&server, "");
     let (mut theirs, mut ours) = (f64::MAX, f64::MAX);
     // The best of three, in turn: others use this machine, too.

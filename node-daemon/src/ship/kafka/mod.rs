@@ -7,7 +7,8 @@
 //! With `acks: all` the producer is idempotent: as long as it lives, a partition holds each record once and in the order
 //! of the attempts. What an attempt gives back and a later attempt sends comes after what was sent in between, and may
 //! come twice if its producer was given up (no confirmation for `timeout`, a fatal error, a request that was dropped):
-//! at least once. Its source's key keeps a source in one partition.
+//! at least once. Its source's key keeps a source in one partition. With less than `acks: all` the producer is not
+//! idempotent: librdkafka's own retries may repeat and overtake, and a broker may lose what it had confirmed.
 
 mod key;
 mod producer;
@@ -295,11 +296,15 @@ impl Kafka {
                 }
             };
             let bytes = record.len() + key.len() + BESIDE_A_RECORD;
-            if !self.make_room(producer, bytes).await {
-                place.fail(n, RDKafkaErrorCode::PurgeQueue);
-                continue;
-            }
-            while place.enqueue(topic, n, record, key) == Enqueued::Full {
+            loop {
+                if !self.make_room(producer, bytes).await {
+                    place.fail(n, RDKafkaErrorCode::PurgeQueue);
+                    break;
+                }
+                if place.enqueue(topic, n, record, key) == Enqueued::Yes {
+                    break;
+                }
+                self.room.give_back(bytes);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             if n % AT_A_STRETCH == AT_A_STRETCH - 1 {
@@ -310,16 +315,25 @@ impl Kafka {
 
     /// Waits until librdkafka may take so many bytes more; `false` if the producer takes nothing any more.
     async fn make_room(&self, producer: &Producer, bytes: usize) -> bool {
-        let since = Instant::now();
+        let (mut held, mut moved) = (usize::MAX, None);
         while producer.is_in_use() {
             if self.room.take(bytes) {
                 return true;
             }
-            // Room comes free when anything is confirmed: if nothing is, the cluster does not answer.
-            let freed = tokio::time::timeout(LOOK, self.room.freed(bytes)).await;
-            if freed.is_err() && since.elapsed() >= self.timeout {
+            // Room comes free as anything is confirmed: if nothing is, the cluster does not answer.
+            let here = self.room.held();
+            let since = match moved {
+                Some(since) if here >= held => since,
+                _ => Instant::now(),
+            };
+            (held, moved) = (here, Some(since));
+            if since.elapsed() >= self.timeout {
                 producer.retire(&self.silent("record", producer, since));
             }
+            // Looked at again in a while, whether or not enough is free.
+            tokio::time::timeout(LOOK, self.room.freed(bytes))
+                .await
+                .ok();
         }
         false
     }

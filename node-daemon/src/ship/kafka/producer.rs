@@ -79,7 +79,7 @@ impl Room {
         self.wake_at.store(0, Ordering::SeqCst);
     }
 
-    #[cfg(test)]
+    /// What is held now, in bytes.
     pub(super) fn held(&self) -> usize {
         self.held.load(Ordering::SeqCst)
     }
