@@ -6,7 +6,7 @@ use ringpilot::ship::{Fate, Load, Output, Verdict};
 use crate::records::{numbers, part};
 
 /// What came of delivering some loads to the end.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) delivered: usize,
     pub(crate) duplicates: usize,
