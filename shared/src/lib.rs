@@ -10,3 +10,6 @@ pub mod follow;
 pub mod wire;
 
 pub mod ring;
+
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;

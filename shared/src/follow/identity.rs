@@ -79,20 +79,27 @@ pub fn tail_at(file: &dyn LogFile, offset: u64) -> io::Result<Option<u64>> {
 }
 
 impl Identity {
-    /// Takes a file's identity as it is now.
-    ///
-    /// # Errors
-    /// As the file gives them.
-    pub fn take(file: &dyn LogFile, stat: &Stat, boot: u128) -> io::Result<Self> {
-        let head = read_range(file, 0, HEAD_BYTES as u64)?;
-        Ok(Self {
+    /// The identity of a file of which nothing was read: its node.
+    #[must_use]
+    pub fn of(stat: &Stat, boot: u128) -> Self {
+        Self {
             inode: stat.inode,
             birth_ns: stat.birth_ns,
             device: stat.device,
             boot,
-            head_len: u32::try_from(head.len()).unwrap_or(u32::MAX),
-            head: if head.is_empty() { 0 } else { xxh3_64(&head) },
-        })
+            head_len: 0,
+            head: 0,
+        }
+    }
+
+    /// The same head in another file.
+    #[must_use]
+    pub fn moved(self, stat: &Stat, boot: u128) -> Self {
+        Self {
+            head_len: self.head_len,
+            head: self.head,
+            ..Self::of(stat, boot)
+        }
     }
 
     /// Whether the file's node is this one's: inode, birth time where both know one, device within one boot.
@@ -118,15 +125,16 @@ impl Identity {
         Ok(head.len() as u64 == u64::from(self.head_len) && xxh3_64(&head) == self.head)
     }
 
-    /// Takes the identity again where the known head is short and the file has grown.
+    /// Takes more of the head where what is known is short and more was read. Never beyond `read`: only what was read
+    /// is held against the bytes before the cursor, so that a truncation cannot go into it unseen.
     ///
     /// # Errors
     /// As the file gives them.
-    pub fn grow(&mut self, file: &dyn LogFile, size: u64) -> io::Result<bool> {
-        if self.head_len as usize >= HEAD_BYTES || size <= u64::from(self.head_len) {
+    pub fn grow(&mut self, file: &dyn LogFile, read: u64) -> io::Result<bool> {
+        if self.head_len as usize >= HEAD_BYTES || read <= u64::from(self.head_len) {
             return Ok(false);
         }
-        let head = read_range(file, 0, HEAD_BYTES as u64)?;
+        let head = read_range(file, 0, read.min(HEAD_BYTES as u64))?;
         let known = self.head_len as usize;
         // Only a head that still begins as known may grow: anything else is for `rotation` to judge.
         if head.len() <= known || (known > 0 && xxh3_64(&head[..known]) != self.head) {
