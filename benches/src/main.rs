@@ -1,2 +1,42 @@
-//! `ringpilot-bench`: argv only.
-fn main() {}
+//! `ringpilot-bench`: argv only; each scenario is a module.
+
+mod floor;
+mod load;
+mod measure;
+mod receiver;
+mod throughput;
+
+use clap::{Parser, Subcommand};
+
+/// Compares, measures and breaks Ringpilot.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringpilot-bench",
+    version,
+    after_help = "Example: ringpilot-bench floor --to null,file,bulk --lines 5000000"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// What the work costs one thread with no framework at all: the bar for everything else
+    Floor(floor::Floor),
+    /// What the daemon costs for the same work
+    Throughput(throughput::Throughput),
+    /// Writes numbered lines
+    Load(load::ToFile),
+    /// Plays an Elasticsearch that takes everything, and checks what it gets
+    Receiver(receiver::Receiver),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().scenario {
+        Scenario::Floor(floor) => floor.run(),
+        Scenario::Throughput(throughput) => throughput.run(),
+        Scenario::Load(load) => load.run(),
+        Scenario::Receiver(receiver) => receiver.run(),
+    }
+}

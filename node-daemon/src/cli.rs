@@ -2,8 +2,8 @@
 //! Place: `main` calls it; each command is a module of its own with its `Args` and one function.
 //!
 //! To add a command: its module derives `clap::Args` for what it takes, with an example in `after_help`, and has
-//! `pub fn run(args: Args) -> Result<ExitCode, Fault>`; here it is a variant of [`Command`] and a line in
-//! [`Command::run`]. A test holds every `--help` to one screen with an example.
+//! `pub fn run(args: Args) -> Result<ExitCode, Fault>`; here it is a variant of `Command` and a line in
+//! `Command::run`. A test holds every `--help` to one screen with an example.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,8 +12,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::check;
+use crate::demo;
+use crate::run;
 use crate::say::{self, Fault};
 use crate::settings::VARIABLES;
+use crate::status::explain;
 
 /// Collects the logs of every container on a node, losing nothing.
 #[derive(Debug, Parser)]
@@ -31,7 +34,10 @@ struct Cli {
 /// Every command.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
+    Demo(demo::Args),
     Check(check::Args),
+    Explain(explain::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -40,7 +46,10 @@ enum Command {
 impl Command {
     fn run(self) -> Result<ExitCode, Fault> {
         match self {
+            Self::Run(args) => run::run(&args),
+            Self::Demo(args) => demo::run(&args),
             Self::Check(args) => check::run(&args),
+            Self::Explain(args) => explain::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),
@@ -76,7 +85,7 @@ struct Man {
 }
 
 /// Runs what the arguments ask for.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run_arguments(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command.run(),
         Err(error) if !error.use_stderr() => {

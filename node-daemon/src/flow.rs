@@ -68,6 +68,12 @@ impl Position {
     pub fn held_bytes(&self) -> u64 {
         self.held.iter().map(Held::len).sum()
     }
+    /// Whether an open group began in an earlier file that is not open.
+    pub fn misses_file(&self) -> bool {
+        self.held
+            .iter()
+            .any(|held| held.earlier.as_ref().is_some_and(|e| e.file.is_none()))
+    }
     /// Whether two flows stand at the same place with the same open groups, so that one slice serves both.
     pub fn same_place(&self, other: &Position) -> bool {
         self.offset == other.offset
@@ -91,8 +97,14 @@ pub struct Span {
     pub open: u32,
     /// Source bytes it takes from the window.
     pub window: u64,
+    /// Physical lines and records in it, whatever their fate; told to people, beside the balance of bytes.
+    pub lines: u64,
+    /// See `lines`.
+    pub records: u64,
     /// The fates known so far.
     pub ledger: Ledger,
+    /// Bytes of an open group at its end that the successor's flow took over.
+    pub handed: u64,
 }
 
 /// A source towards one output.
@@ -142,6 +154,8 @@ pub enum FlowTurn {
     Reading,
     /// Its window or its output's share is full; it is queued again when something settles.
     Starved,
+    /// It waits for time to pass: after an error of the storage, or at its rate limit.
+    Later,
     /// Everything that will ever be there is read.
     Done,
 }
@@ -184,22 +198,34 @@ impl Flow {
             after,
             open: records,
             window: bytes,
+            lines: settled.lines(),
+            records: u64::from(records) + settled.records(),
             ledger: settled,
+            handed: 0,
         });
         number
     }
 
+    /// Ends the flow at `end`: the group that is open there, so many bytes of it, goes on in the successor.
+    pub fn hand_over(&mut self, end: u64, tail: u64, bytes: u64) {
+        let after = Position {
+            offset: end,
+            tail,
+            held: Arc::default(),
+        };
+        self.push(after, 0, Ledger::default(), 0);
+        if let Some(last) = self.spans.back_mut() {
+            last.handed = bytes;
+        }
+        self.collect();
+    }
+
     /// Settles records of a span. Unknown spans (of a flow that was reset) are ignored.
     pub fn settle(&mut self, number: u64, records: u32, what: impl FnOnce(&mut Ledger)) {
-        let Some(first) = self.spans.front().map(|span| span.number) else {
+        let Ok(at) = self.spans.binary_search_by_key(&number, |span| span.number) else {
             return;
         };
-        let Some(span) = number
-            .checked_sub(first)
-            .and_then(|n| self.spans.get_mut(usize::try_from(n).ok()?))
-        else {
-            return;
-        };
+        let span = &mut self.spans[at];
         span.open = span.open.saturating_sub(records);
         what(&mut span.ledger);
     }
@@ -213,6 +239,7 @@ impl Flow {
             };
             self.window -= span.window;
             self.ledger.add(&span.ledger);
+            self.handed += span.handed;
             self.cursor = span.after;
             moved = true;
         }
@@ -220,33 +247,82 @@ impl Flow {
         moved
     }
 
-    /// Gives up everything from the cursor to `end` as lost.
-    pub fn lose(&mut self, end: u64, reason: Lost) -> Tally {
-        let held = self.cursor.held_bytes();
-        let bytes = end.saturating_sub(self.cursor.offset) + held;
+    /// Gives up what has not been read up to `end`, and what open groups hold, as lost. What is in flight stays so.
+    pub fn lose_unread(&mut self, end: u64, reason: Lost) -> u64 {
+        let end = end.max(self.read.offset);
+        let bytes = end - self.read.offset + self.read.held_bytes();
+        if bytes == 0 {
+            return 0;
+        }
+        let mut lost = Ledger::default();
         let tally = Tally {
             bytes,
             lines: 0,
             records: 0,
         };
-        if bytes > 0 {
-            self.ledger.lost.entry(reason).or_default().add(tally);
-        }
-        let end = end.max(self.cursor.offset);
-        self.cursor = Position {
+        lost.lost.insert(reason, tally);
+        let after = Position {
             offset: end,
             tail: 0,
             held: Arc::default(),
         };
-        self.read = self.cursor.clone();
-        self.unsaved = true;
-        tally
+        self.push(after, 0, lost, bytes);
+        bytes
     }
 
-    /// Source bytes between the cursor and what has been read.
+    /// Gives up the ranges of an earlier file that is gone.
+    pub fn lose_missing(&mut self) {
+        let is_there = |held: &&Held| held.earlier.as_ref().is_none_or(|e| e.file.is_some());
+        let kept: Arc<[Held]> = self.read.held.iter().filter(is_there).cloned().collect();
+        let bytes = self.read.held_bytes() - kept.iter().map(Held::len).sum::<u64>();
+        let mut lost = Ledger::default();
+        let tally = Tally {
+            bytes,
+            lines: 0,
+            records: 0,
+        };
+        lost.lost.insert(Lost::Vanished, tally);
+        let after = Position {
+            held: kept,
+            ..self.read.clone()
+        };
+        self.push(after, 0, lost, bytes);
+        self.collect();
+    }
+
+    /// Forgets what was read from this span on: it is read again. The spans before stay. No number comes twice: an
+    /// answer for what was forgotten means nothing.
+    pub fn rewind(&mut self, span: u64) {
+        while self.spans.back().is_some_and(|last| last.number >= span) {
+            if let Some(last) = self.spans.pop_back() {
+                self.window -= last.window;
+            }
+        }
+        self.sent_before = self.sent_before.max(self.read.offset);
+        self.read = self
+            .spans
+            .back()
+            .map_or(&self.cursor, |last| &last.after)
+            .clone();
+        self.stuck_at = None;
+    }
+
+    /// Where the flow and its ledger stand once every span up to this one is delivered; `delivered` is what the open
+    /// records of those spans come to.
+    pub fn after(&self, span: u64, delivered: Tally) -> (Position, Ledger) {
+        let mut ledger = self.ledger.clone();
+        let mut position = self.cursor.clone();
+        for one in self.spans.iter().take_while(|one| one.number <= span) {
+            ledger.add(&one.ledger);
+            position = one.after.clone();
+        }
+        ledger.delivered.add(delivered);
+        (position, ledger)
+    }
+
+    /// Source bytes that were read and are not settled.
     pub fn in_flight(&self) -> u64 {
-        (self.read.offset - self.read.held_bytes())
-            .saturating_sub(self.cursor.offset - self.cursor.held_bytes())
+        self.window
     }
 
     /// Whether position - start = delivered + dead-lettered + filtered + lost, at the cursor.

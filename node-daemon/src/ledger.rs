@@ -25,6 +25,15 @@ impl Tally {
         self.lines += other.lines;
         self.records += other.records;
     }
+    /// What has come since an earlier one.
+    #[must_use]
+    pub fn since(self, before: Tally) -> Tally {
+        Tally {
+            bytes: self.bytes.saturating_sub(before.bytes),
+            lines: self.lines.saturating_sub(before.lines),
+            records: self.records.saturating_sub(before.records),
+        }
+    }
     /// Whether nothing is in it.
     pub fn is_zero(&self) -> bool {
         *self == Tally::default()
@@ -52,6 +61,17 @@ pub enum Lost {
 }
 
 impl Lost {
+    /// Every reason.
+    pub const ALL: [Lost; 7] = [
+        Lost::Truncated,
+        Lost::Vanished,
+        Lost::Quota,
+        Lost::Rate,
+        Lost::DeadLettersFull,
+        Lost::Drain,
+        Lost::Unreadable,
+    ];
+
     /// The label in metrics and in the checkpoint.
     pub fn label(self) -> &'static str {
         match self {
@@ -97,11 +117,44 @@ impl Ledger {
             + self.filtered.bytes
             + self.lost_total().bytes
     }
+    /// Physical lines whose fate is known.
+    pub fn lines(&self) -> u64 {
+        self.delivered.lines
+            + self.dead_lettered.lines
+            + self.filtered.lines
+            + self.lost_total().lines
+    }
+    /// Records whose fate is known.
+    pub fn records(&self) -> u64 {
+        self.delivered.records
+            + self.dead_lettered.records
+            + self.filtered.records
+            + self.lost_total().records
+    }
     /// All that was lost.
     pub fn lost_total(&self) -> Tally {
         let mut all = Tally::default();
         self.lost.values().for_each(|tally| all.add(*tally));
         all
+    }
+    /// What has come since an earlier one of the same flows.
+    #[must_use]
+    pub fn since(&self, before: &Ledger) -> Ledger {
+        let mut lost = self.lost.clone();
+        for (reason, tally) in &before.lost {
+            if let Some(all) = lost.get_mut(reason) {
+                *all = all.since(*tally);
+            }
+        }
+        lost.retain(|_, tally| !tally.is_zero());
+        Ledger {
+            delivered: self.delivered.since(before.delivered),
+            duplicates: self.duplicates.saturating_sub(before.duplicates),
+            dead_lettered: self.dead_lettered.since(before.dead_lettered),
+            filtered: self.filtered.since(before.filtered),
+            lost,
+            replayed: self.replayed.saturating_sub(before.replayed),
+        }
     }
     /// Adds another, as for a sum over flows.
     pub fn add(&mut self, other: &Ledger) {

@@ -6,17 +6,29 @@ pub mod discover;
 
 pub mod declare;
 
+pub mod collect;
+
+pub mod follow;
+
 pub mod decode;
 
 pub mod parse;
 
+pub mod pattern;
+
+pub mod filter;
+
 pub mod tag;
+
+pub mod worker;
 
 pub mod batch;
 
 pub mod ship;
 
 pub mod flow;
+
+pub mod pipeline;
 
 pub mod ledger;
 
@@ -27,6 +39,17 @@ pub mod policy;
 pub mod settings;
 
 pub mod problem;
+
+pub mod daemon;
+
+pub mod status;
+
+pub mod run;
+
+pub mod demo;
+
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub mod manifest;
 

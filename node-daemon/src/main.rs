@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ringpilot::cli::run(std::env::args_os())
+    ringpilot::cli::run_arguments(std::env::args_os())
 }

@@ -2,10 +2,13 @@
 //! Place: every stage reports here; the log, `explain`, the metric and the status page read it.
 //! Invariant: a problem stops the one thing it names and nothing else; foreign text is escaped.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 /// One thing that is wrong with what a workload or an operator asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Problem {
     /// Whom it concerns, for example `shop/web-7d4f (nginx), log access`; empty for the daemon.
     pub container: String,
@@ -50,6 +53,41 @@ impl std::fmt::Display for Escaped<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Every problem there is now, by whom it concerns.
+#[derive(Debug, Default)]
+pub struct Problems(Mutex<BTreeMap<String, Vec<Problem>>>);
+
+impl Problems {
+    /// What is wrong with `owner` from now on; a new problem is logged once.
+    pub fn set(&self, owner: &str, problems: Vec<Problem>) {
+        let mut all = self.0.lock();
+        let known = all.get(owner).map(Vec::as_slice).unwrap_or_default();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        if problems.is_empty() {
+            all.remove(owner);
+        } else {
+            all.insert(owner.to_owned(), problems);
+        }
+    }
+
+    /// Nothing is wrong with `owner` any more, or it has gone.
+    pub fn clear(&self, owner: &str) {
+        self.0.lock().remove(owner);
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Problem> {
+        self.0.lock().values().flatten().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.lock().values().map(Vec::len).sum()
     }
 }
 

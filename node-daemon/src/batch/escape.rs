@@ -85,31 +85,36 @@ fn escape_rest(out: &mut Vec<u8>, text: &[u8]) {
 
 /// For valid UTF-8.
 fn escape_valid(out: &mut Vec<u8>, text: &[u8]) {
-    let mut copied = 0;
-    let mut words = |start: usize, bytes: &[u8]| {
-        let (whole, tail) = bytes.as_chunks::<WORD>();
-        let mut padded = [b' '; WORD];
-        padded[..tail.len()].copy_from_slice(tail);
-        for (n, word) in whole.iter().chain([&padded]).enumerate() {
-            let mut found = special(u64::from_le_bytes(*word));
-            while found != 0 {
-                let at = start + n * WORD + found.trailing_zeros() as usize / 8;
-                out.extend_from_slice(&text[copied..at]);
-                one(out, text[at]);
-                copied = at + 1;
-                found &= found - 1;
-            }
+    // Everything before has been written.
+    let mut written = 0;
+    let mut word = |start: usize, bytes: &[u8; WORD]| {
+        let mut found = special(u64::from_le_bytes(*bytes));
+        while found != 0 {
+            let at = start + found.trailing_zeros() as usize / 8;
+            out.extend_from_slice(&text[written..at]);
+            one(out, text[at]);
+            written = at + 1;
+            found &= found - 1;
         }
     };
-    let (chunks, tail) = text.as_chunks::<CHUNK>();
+    let (chunks, _) = text.as_chunks::<CHUNK>();
     for (n, chunk) in chunks.iter().enumerate() {
         let dirty = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
         if chunk.iter().fold(false, |any, byte| any | dirty(byte)) {
-            words(n * CHUNK, chunk);
+            for (m, bytes) in chunk.as_chunks().0.iter().enumerate() {
+                word(n * CHUNK + m * WORD, bytes);
+            }
         }
     }
-    words(text.len() - tail.len(), tail);
-    out.extend_from_slice(&text[copied..]);
+    let start = chunks.len() * CHUNK;
+    let (words, tail) = text[start..].as_chunks();
+    for (m, bytes) in words.iter().enumerate() {
+        word(start + m * WORD, bytes);
+    }
+    let mut padded = [b' '; WORD];
+    padded[..tail.len()].copy_from_slice(tail);
+    word(start + words.len() * WORD, &padded);
+    out.extend_from_slice(&text[written..]);
 }
 
 const ONES: u64 = 0x0101_0101_0101_0101;

@@ -6,7 +6,7 @@
 
 use std::hash::Hasher;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 use super::escape;
 
@@ -26,21 +26,26 @@ pub struct RecordId {
 /// A number's low 48 bits.
 const LOW_48: u64 = (1 << 48) - 1;
 
-/// What tells two records at one place from each other: a 48-bit hash (XXH3, seeded with `end`) of the bytes of the
+/// What tells two records at one place from each other: a 48-bit hash (XXH3) of where it ends and of the bytes of the
 /// source that became the record, as they were read.
 #[must_use]
 pub fn end_and_bytes(end: u64, source: &[u8]) -> u64 {
-    xxh3_64_with_seed(source, end) & LOW_48
+    end_and_hash(end, xxh3_64(source))
 }
 
 /// As [`end_and_bytes`] for bytes that do not lie together: it hashes them as if they did.
 #[must_use]
 pub fn end_and_pieces<'a>(end: u64, pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    let mut hasher = Xxh3::with_seed(end);
+    let mut hasher = Xxh3::new();
     for piece in pieces {
         hasher.update(piece);
     }
-    hasher.finish() & LOW_48
+    end_and_hash(end, hasher.finish())
+}
+
+/// A seed for all the bytes would cost as much as a line: above 240 bytes XXH3 derives its secret from it each time.
+fn end_and_hash(end: u64, hash: u64) -> u64 {
+    xxh3_64_with_seed(&hash.to_be_bytes(), end) & LOW_48
 }
 
 /// The `start` of a record whose position is a time: a 48-bit hash of that time (nanoseconds since 1970) and of how

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::ledger::Tally;
+
 pub mod escape;
 pub mod id;
 pub mod json;
@@ -16,18 +18,14 @@ pub mod target;
 pub mod time;
 
 /// How records are written into a chunk.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Codec {
     /// One JSON object and `\n` per record.
     Json,
     /// The record's text and `\n`.
     Raw,
-    /// Elasticsearch bulk: `{"create":{"_id":"…"}}\n`, then the object and `\n`. A record whose day is not the
-    /// chunk's names its `_index` by this pattern in its action line.
-    Bulk {
-        /// For example `{target}-{date}`.
-        index: Arc<str>,
-    },
+    /// Elasticsearch bulk: `{"create":{"_id":"…"}}\n`, then the object and `\n`. The index stands in the request.
+    Bulk,
 }
 
 /// Days since 1970-01-01 (UTC): what `{date}` in an index name stands for.
@@ -46,14 +44,16 @@ pub struct Mark {
     pub start: u64,
 }
 
-/// One slice, encoded by one codec.
+/// The records of one slice that belong to one day, encoded by one codec.
 #[derive(Debug)]
 pub struct Chunk {
     /// The encoded records.
     pub bytes: Bytes,
     /// One per record, in order.
     pub records: Vec<Mark>,
-    /// The day whose index the records go to, but those that name another.
+    /// What all records together became of.
+    pub total: Tally,
+    /// The day whose index the records go to.
     pub day: Day,
     /// First 8 bytes of every record id of this source.
     pub source_hash: u64,

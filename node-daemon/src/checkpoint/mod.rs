@@ -1,7 +1,25 @@
 //! The checkpoint: (stream, declaration, output) -> position, and what each stream is recognised by.
 //! Place: ack -> **checkpoint**; read once at the start.
 //! Invariants: it never refuses a start: what is damaged is told and read again from the logs; what is appended is
-//! durable only after a sync; what a sync covers was true when it was appended.
+//! durable only after a sync; what a sync covers was true when it was appended; a position never goes back within
+//! one stream (only `Forget` ends it), so entries may overtake each other.
+//!
+//! How cursors of the file output are saved, each second, by the saver:
+//! 1. take the cursors of its flows;
+//! 2. `Output::sync`: the files are synced, then each is noted as `Synced`; on an error, leave out 3 for its flows;
+//! 3. append `Flow` for what was taken: never ahead of what is synced in the files;
+//! 4. `Journal::sync`.
+
+pub(crate) mod durable;
+mod format;
+mod journal;
+mod live;
+mod lock;
+mod recover;
+#[cfg(test)]
+pub(crate) mod test_disk;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -12,6 +30,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::Day;
 use crate::ledger::Ledger;
+
+pub use journal::{Checkpoint, Loaded, Opened};
+pub use lock::{Held as LockHeld, Lock, lock};
+pub use recover::{FileMark, Files, Look, NoFiles};
 
 /// Which flow a cursor belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,7 +61,7 @@ pub struct SavedHeld {
     pub earlier: Option<StreamKey>,
 }
 
-/// Where a flow stands.
+/// Where a flow stands. Within one stream it only goes forward: of two, the one that is further counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedFlow {
     /// The cursor.
@@ -81,6 +103,7 @@ pub struct SavedStream {
     /// Whose it is: the container's or pod's id where it was first seen; empty for the host.
     pub owner: String,
     /// Its path as last seen, in the owner's view.
+    #[serde(with = "format::any_path")]
     pub path: PathBuf,
     /// Last seen modification, nanoseconds since 1970.
     pub modified_ns: i64,
@@ -102,19 +125,36 @@ pub struct SavedSource {
     pub source_hash: u64,
     /// From which offset on which day counts as the read day, ascending.
     pub days: Vec<(u64, Day)>,
+    /// Where time, not text, ended a group, ascending; those before every cursor are dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cuts: Vec<SavedCut>,
 }
 
-/// What the file output wrote, in one transaction with the cursors of the flows in it.
+/// A place where a group was closed by time: it is closed there again whenever those bytes are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedCut {
+    /// Bytes from the start of the file.
+    pub at: u64,
+    /// The file had ended: a line without end is closed, too, and flagged; else only groups of whole lines.
+    pub end: bool,
+}
+
+/// What the file output is about to write, in one transaction with the cursors of the flows in it: once the file is
+/// this long, they hold. What an earlier transaction of the same file says beyond `from` was never written, or cut
+/// off again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedWrite {
     /// The output's name.
     pub output: Arc<str>,
     /// The file's path.
+    #[serde(with = "format::any_path")]
     pub path: PathBuf,
     /// The file's inode.
     pub inode: u64,
     /// The file's birth time.
     pub birth_ns: Option<i64>,
+    /// The file's length before the write.
+    pub from: u64,
     /// The file's length after the write.
     pub length: u64,
     /// Where the flows in it stand after the write.
@@ -139,11 +179,24 @@ pub enum Entry {
         /// The output's name.
         output: Arc<str>,
         /// The file's path.
+        #[serde(with = "format::any_path")]
         path: PathBuf,
         /// The file's inode.
         inode: u64,
+        /// The file's birth time.
+        birth_ns: Option<i64>,
         /// Up to where.
         length: u64,
+        /// When, nanoseconds since 1970: a file that was modified long after its last mark is not cut by it.
+        at_ns: i64,
+    },
+    /// The file output has left this path, everything in it synced: nothing more needs to be known of it.
+    Left {
+        /// The output's name.
+        output: Arc<str>,
+        /// The file's path.
+        #[serde(with = "format::any_path")]
+        path: PathBuf,
     },
     /// The daemon runs in this boot.
     Boot(u128),
@@ -156,11 +209,12 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Appends entries, all or (after a crash) a prefix; not durable before a sync.
     ///
     /// # Errors
-    /// As the disk gives them; then nothing of them counts.
+    /// As the disk gives them. The entries are remembered all the same, and written with the next sync that works:
+    /// until then a crash forgets them.
     fn append(&self, entries: &[Entry]) -> io::Result<()>;
-    /// Makes everything appended so far durable.
+    /// Makes everything appended so far durable, also what could not be written when it was appended.
     ///
     /// # Errors
-    /// As the disk gives them.
+    /// As the disk gives them; the next call tries again.
     fn sync(&self) -> io::Result<()>;
 }

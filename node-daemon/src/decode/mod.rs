@@ -2,6 +2,13 @@
 //! Place: follow -> **decode** -> parse; a worker calls it once per physical line, on the slice's own bytes.
 //! Invariants: allocates nothing; never fails: what it cannot read comes out as it is, marked `raw`.
 
+pub mod charset;
+pub mod cri;
+pub mod docker_json;
+pub mod lines;
+pub mod multiline;
+pub mod time;
+
 /// What stands around a workload's text in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Envelope {
@@ -37,4 +44,16 @@ pub struct Part {
     pub whole: bool,
     /// The envelope could not be read: the text is the whole line.
     pub raw: bool,
+}
+
+/// A line whose envelope could not be read: it is its own text.
+fn raw(line: &[u8]) -> Part {
+    Part {
+        start: 0,
+        end: lines::trim(lines::Unit::One, line).len(),
+        time_ns: None,
+        channel: Channel::Stdout,
+        whole: true,
+        raw: true,
+    }
 }

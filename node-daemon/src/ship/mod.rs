@@ -3,9 +3,32 @@
 //! Invariants: an output is a codec (batch -> request, response -> fates) plus a transport, and only the transport
 //! is replaced in tests; a record's fate is the server's own word on it; no output knows another.
 
+pub mod aliyun_sls;
+mod connect;
+pub mod connection;
+pub mod console;
+pub mod dead_letter;
+pub mod elasticsearch;
+mod fields;
+pub mod file;
+pub mod graylog;
+pub mod http;
+pub mod kafka;
+mod load;
+pub mod logstash;
+pub mod null;
+mod pool;
+pub mod redis;
+pub mod retry;
+pub mod syslog;
+pub mod transport;
+mod unacknowledged;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+
+pub use connect::{codec_of, connect, is_dated};
 
 use crate::batch::Batch;
 use crate::checkpoint::{FlowKey, SavedFlow};

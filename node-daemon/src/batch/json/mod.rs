@@ -1,6 +1,6 @@
 //! Write records: as one JSON object and `\n` each, or as their text alone.
 //! Place: parse, tag -> **batch** -> ship; a worker owns one `Writer` and uses it for every record.
-//! Invariants: no heap object per record once warm; one JSON key once, see [`names`]; never a line end within an
+//! Invariants: no heap object per record once warm; one JSON key once, see `names`; never a line end within an
 //! object. What comes out is JSON whatever the text holds, as long as what a parser calls JSON (`Value::Json`,
 //! `Value::Number`, `Name::Json`) is.
 //!

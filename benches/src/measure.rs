@@ -1,0 +1,147 @@
+//! What a process has cost: CPU time and memory, its own or another's.
+//! Source: getrusage(2); proc(5): `stat`, `task/*/schedstat`, `smaps_rollup`.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use serde::Serialize;
+
+/// CPU time.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Cpu {
+    /// In its own code, in seconds.
+    pub(crate) user: f64,
+    /// In the kernel for it, in seconds.
+    pub(crate) system: f64,
+}
+
+impl Cpu {
+    /// Of this process, all threads, to the microsecond.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub(crate) fn of_self() -> io::Result<Self> {
+        let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        Ok(Self {
+            user: seconds(usage.user_time()),
+            system: seconds(usage.system_time()),
+        })
+    }
+
+    /// Of a process, all threads, those that have ended included; to 10 ms.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        // USER_HZ, which is what user space is told whatever the kernel ticks by.
+        const TICKS: f64 = 100.0;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name in parentheses may hold anything, parentheses as well. utime and stime are words 14 and 15.
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+        let mut ticks = after_name.split(' ').skip(11).map(str::parse::<f64>);
+        match (ticks.next(), ticks.next()) {
+            (Some(Ok(user)), Some(Ok(system))) => Ok(Self {
+                user: user / TICKS,
+                system: system / TICKS,
+            }),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// User and system time together, in seconds.
+    pub(crate) fn total(&self) -> f64 {
+        self.user + self.system
+    }
+}
+
+impl std::ops::Sub for Cpu {
+    type Output = Self;
+    fn sub(self, before: Self) -> Self {
+        Self {
+            user: self.user - before.user,
+            system: self.system - before.system,
+        }
+    }
+}
+
+/// How long the living threads of a process have been on a CPU; to the nanosecond.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn on_cpu(pid: u32) -> io::Result<Duration> {
+    let mut total = Duration::ZERO;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end at any moment.
+        let schedstat = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let word = schedstat.split(' ').next().unwrap_or_default();
+        total += Duration::from_nanos(word.parse().unwrap_or(0));
+    }
+    Ok(total)
+}
+
+/// Memory of a process in bytes.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Memory {
+    /// Resident.
+    pub(crate) rss: u64,
+    /// Resident, what it shares with others in parts.
+    pub(crate) pss: u64,
+}
+
+impl Memory {
+    /// Of a process now.
+    ///
+    /// # Errors
+    /// When there is no such process, or it is another user's.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let bytes = |key: &str| {
+            let line = smaps.lines().find_map(|line| line.strip_prefix(key))?;
+            let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+            Some(kib * 1024)
+        };
+        let (rss, pss) = (bytes("Rss:"), bytes("Pss:"));
+        let (rss, pss) = rss.zip(pss).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { rss, pss })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_has_worked_has_cost_about_the_same_by_every_clock() -> io::Result<()> {
+        let me = std::process::id();
+        let before = Cpu::of_self()?;
+        let mut state = 1_u64;
+        while (Cpu::of_self()? - before).total() < 0.05 {
+            state = std::hint::black_box(state.wrapping_mul(3));
+        }
+        let (own, proc) = (Cpu::of_self()?, Cpu::of(me)?);
+        assert!(own.total() >= 0.05);
+        // Other tests may run and end meanwhile.
+        assert!((own.total() - proc.total()).abs() < 0.5, "{own:?} {proc:?}");
+        assert!(on_cpu(me)? > Duration::from_millis(1));
+        Ok(())
+    }
+
+    #[test]
+    fn memory_is_resident_and_shared_in_parts() -> io::Result<()> {
+        let memory = Memory::of(std::process::id())?;
+        assert!(
+            memory.pss > 100_000 && memory.pss <= memory.rss,
+            "{memory:?}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_an_error() {
+        let none = u32::MAX;
+        assert!(Cpu::of(none).is_err() && Memory::of(none).is_err() && on_cpu(none).is_err());
+    }
+}

@@ -1,0 +1,416 @@
+//! Turn what discovery hears into what the follower wants.
+//! Place: discover -> declare -> policy -> **collect** -> the follower and the pipeline.
+//! Invariants: a declaration stands alone, also when it cannot be compiled; what a workload did wrong is a problem
+//! under its name and goes when the workload goes; a container that ends is read to its end before it is let go.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ringpilot_shared::follow::glob::Pattern;
+use ringpilot_shared::follow::{View, WantId, Wanted};
+
+use crate::batch::json::Names;
+use crate::declare::{self, Declaration, Format, Reading, What};
+use crate::decode::Envelope;
+use crate::decode::charset::Charset;
+use crate::decode::multiline::Rule;
+use crate::discover::{Heard, Runtime, State, Stdout, Workload};
+use crate::filter::Filter;
+use crate::follow::{Shown, Spec};
+use crate::parse::Parser;
+use crate::pipeline::Pipeline;
+use crate::policy::Policy;
+use crate::problem::{Problem, Problems};
+use crate::settings::Settings;
+use crate::tag::Tags;
+
+/// What the follower is told.
+#[derive(Debug, Clone)]
+pub enum Follow {
+    /// Follow this, or the same with another view.
+    Want(Wanted),
+    /// Its container has ended: read to the end.
+    Unwant(WantId),
+}
+
+impl fmt::Display for Follow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Follow::Want(wanted) => {
+                write!(
+                    f,
+                    "follow {:?} of {:.12}",
+                    wanted.pattern.literal_dir(),
+                    wanted.owner
+                )
+            }
+            Follow::Unwant(want) => write!(f, "want {} has ended", want.0),
+        }
+    }
+}
+
+/// Knows every workload and what is wanted of it.
+#[derive(Debug)]
+pub struct Collector {
+    settings: Arc<Settings>,
+    host_root: PathBuf,
+    policy: Policy,
+    reading: Reading,
+    pipeline: Arc<Pipeline>,
+    problems: Arc<Problems>,
+    workloads: HashMap<(Runtime, String), Collected>,
+    next_want: u64,
+    /// The first full lists are told: what is heard from now on is new.
+    is_started: bool,
+}
+
+#[derive(Debug)]
+struct Collected {
+    workload: Workload,
+    wants: HashMap<String, Wanted>,
+}
+
+impl Collector {
+    /// A collector that knows nothing yet.
+    ///
+    /// # Errors
+    /// When the policy has a pattern that is none.
+    pub fn new(
+        settings: Arc<Settings>,
+        host_root: PathBuf,
+        pipeline: Arc<Pipeline>,
+        problems: Arc<Problems>,
+    ) -> Result<Self, Problem> {
+        Ok(Self {
+            policy: Policy::new(&settings.policy)?,
+            reading: Reading::of(&settings),
+            settings,
+            host_root,
+            pipeline,
+            problems,
+            workloads: HashMap::new(),
+            next_want: 0,
+            is_started: false,
+        })
+    }
+
+    /// Everything that was there at the start has been heard.
+    pub fn started(&mut self) {
+        self.is_started = true;
+    }
+
+    /// Every workload that is known now.
+    pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.workloads.values().map(|one| &one.workload)
+    }
+
+    /// Takes one thing that was heard; what the follower is to be told.
+    pub fn heard(&mut self, heard: Heard) -> Vec<Follow> {
+        match heard {
+            Heard::Here(workload) => self.here(*workload),
+            Heard::Gone { runtime, id } => self.gone(runtime, id),
+            Heard::Listed(runtime) => {
+                self.problems.clear(&owner_of_runtime(runtime));
+                Vec::new()
+            }
+            Heard::Unreachable(runtime, cause) => {
+                let problem = Problem {
+                    container: String::new(),
+                    key: format!("discover.{}", runtime_name(runtime)),
+                    value: String::new(),
+                    reason: format!("the runtime cannot be reached: {cause}"),
+                    cure: "start it, or give the daemon its socket; it is tried again by itself"
+                        .to_owned(),
+                };
+                self.problems.set(&owner_of_runtime(runtime), vec![problem]);
+                Vec::new()
+            }
+        }
+    }
+
+    fn here(&mut self, workload: Workload) -> Vec<Follow> {
+        let key = (workload.runtime, workload.id.clone());
+        let (declarations, mut problems) = match workload.runtime {
+            Runtime::Static => (self.settings.sources.clone(), Vec::new()),
+            _ => declare::read(&workload, &self.reading),
+        };
+        let mut collected = self.workloads.remove(&key).unwrap_or_else(|| Collected {
+            workload: workload.clone(),
+            wants: HashMap::new(),
+        });
+        let mut told = Vec::new();
+        for declaration in &declarations {
+            let known = collected.wants.get(&declaration.name);
+            let want = match known {
+                Some(wanted) => wanted.want,
+                None => {
+                    self.next_want += 1;
+                    WantId(self.next_want)
+                }
+            };
+            match self.wanted(&workload, declaration, want) {
+                Ok((wanted, spec)) => {
+                    if known.is_none() {
+                        self.pipeline.want(
+                            want,
+                            spec,
+                            declaration.start_at,
+                            declaration.ignore_older,
+                        );
+                    }
+                    let is_news = known.is_none_or(|old| {
+                        old.view != wanted.view || collected.workload.state != workload.state
+                    });
+                    if is_news {
+                        told.push(Follow::Want(wanted.clone()));
+                    }
+                    collected.wants.insert(declaration.name.clone(), wanted);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        // One that has ended may start again; until then its files are read to their ends.
+        if workload.state == State::Ended {
+            told.extend(
+                collected
+                    .wants
+                    .values()
+                    .map(|wanted| Follow::Unwant(wanted.want)),
+            );
+        }
+        self.problems.set(&workload.id, problems);
+        collected.workload = workload;
+        self.workloads.insert(key, collected);
+        told
+    }
+
+    fn gone(&mut self, runtime: Runtime, id: String) -> Vec<Follow> {
+        self.problems.clear(&id);
+        let Some(collected) = self.workloads.remove(&(runtime, id)) else {
+            return Vec::new();
+        };
+        let wants: Vec<WantId> = collected.wants.values().map(|wanted| wanted.want).collect();
+        for want in &wants {
+            self.pipeline.unwant(*want);
+        }
+        wants.into_iter().map(Follow::Unwant).collect()
+    }
+
+    /// Compiles one declaration of one workload.
+    fn wanted(
+        &self,
+        workload: &Workload,
+        declaration: &Declaration,
+        want: WantId,
+    ) -> Result<(Wanted, Arc<Spec>), Problem> {
+        let who = declare::who(workload);
+        let wrong = |key: &str, value: &str, reason: String, cure: &str| Problem {
+            container: match who.as_str() {
+                "" => format!("source `{}`", declaration.name),
+                who => format!("{who}, log `{}`", declaration.name),
+            },
+            key: format!("{}.{key}", declaration.name),
+            value: value.to_owned(),
+            reason,
+            cure: cure.to_owned(),
+        };
+        let limits = match workload.runtime {
+            Runtime::Static => self.policy.limits(workload),
+            _ => self.policy.allows(workload, declaration)?,
+        };
+        let view = View {
+            host_root: self.host_root.clone(),
+            roots: workload.roots.clone(),
+            mounts: workload.mounts.clone(),
+            is_host: workload.runtime == Runtime::Static,
+        };
+        let hosts = View {
+            host_root: self.host_root.clone(),
+            is_host: true,
+            ..View::default()
+        };
+        let (view, path, envelope) = match &declaration.what {
+            What::Files(path) => (view, path.clone(), Envelope::Plain),
+            What::Stdout => match &workload.stdout {
+                Stdout::DockerJson(path) => (hosts, literal(path), Envelope::DockerJson),
+                Stdout::Cri(path) => (hosts, literal(path), Envelope::Cri),
+                Stdout::Api(driver) => {
+                    return Err(wrong(
+                        "",
+                        "stdout",
+                        format!(
+                            "the logging driver `{driver}` keeps stdout where only its API gives it"
+                        ),
+                        "run the container with the logging driver `json-file`",
+                    ));
+                }
+                Stdout::None(why) => {
+                    return Err(wrong(
+                        "",
+                        "stdout",
+                        why.clone(),
+                        "let the workload write a file and declare its path",
+                    ));
+                }
+            },
+        };
+        let pattern = Pattern::new(&path).map_err(|error| {
+            let cure = "write an absolute path such as `/logs/*.log`";
+            wrong("path", &path, error.to_string(), cure)
+        })?;
+        let pattern_cure = "write a regular expression such as `^\\d{4}-`";
+        let charset = declaration
+            .encoding
+            .as_deref()
+            .filter(|label| !is_utf8(label))
+            .map(Charset::new)
+            .transpose()
+            .map_err(|reason| {
+                let value = declaration.encoding.as_deref().unwrap_or_default();
+                wrong(
+                    "encoding",
+                    value,
+                    reason,
+                    "write for example `gbk` or `utf-16le`",
+                )
+            })?;
+        let multiline = declaration
+            .multiline
+            .as_ref()
+            .map(Rule::new)
+            .transpose()
+            .map_err(|reason| wrong("multiline.pattern", "", reason, pattern_cure))?;
+        let filter = Filter::new(&declaration.include, &declaration.exclude)
+            .map_err(|reason| wrong("include_lines", "", reason, pattern_cure))?;
+        let parser =
+            Parser::new(&declaration.format, &self.settings.time_zone).map_err(|reason| {
+                let cure = "mend it as the reason says; until then the log is not collected";
+                wrong("format", format_name(&declaration.format), reason, cure)
+            })?;
+        let tags = Tags::render(
+            workload,
+            declaration,
+            &self.settings.node_name,
+            self.settings.fields,
+            &self.settings.fields_from,
+        );
+        let outputs = self
+            .settings
+            .outputs
+            .iter()
+            .enumerate()
+            .filter(|(_, output)| {
+                declaration.outputs.is_empty() || declaration.outputs.contains(&output.name)
+            })
+            .map(|(n, output)| {
+                let target = declaration.target_for(&output.kind);
+                let target = match output.kind.as_str() {
+                    "elasticsearch" => target.to_lowercase(),
+                    _ => target.to_owned(),
+                };
+                (n, target.into())
+            })
+            .collect();
+        let is_stdout = declaration.what == What::Stdout;
+        let owner: Arc<str> = match workload.runtime {
+            Runtime::Static => "".into(),
+            _ => workload.id.as_str().into(),
+        };
+        let spec = Spec {
+            name: declaration.name.as_str().into(),
+            who,
+            owner: Arc::clone(&owner),
+            created_ns: workload.created_ns,
+            envelope,
+            charset,
+            timeout: declaration
+                .multiline
+                .as_ref()
+                .map_or(declare::Multiline::TIMEOUT, |rule| rule.timeout),
+            multiline,
+            filter,
+            names: Names::render(parser.names(), &tags),
+            parser,
+            tags,
+            max_bytes: declaration
+                .max_bytes
+                .unwrap_or(self.settings.max_line_bytes)
+                .min(1 << 20),
+            outputs,
+            limits,
+            shown: Shown {
+                target: declaration.target.clone(),
+                format: format_name(&declaration.format),
+                runtime: runtime_name(workload.runtime).to_owned(),
+                container: workload.name.clone(),
+                pod: workload
+                    .pod
+                    .as_ref()
+                    .map(|pod| pod.name.clone())
+                    .unwrap_or_default(),
+                namespace: workload
+                    .pod
+                    .as_ref()
+                    .map(|pod| pod.namespace.clone())
+                    .unwrap_or_default(),
+                via: if is_stdout { "stdout" } else { "file" },
+            },
+        };
+        let wanted = Wanted {
+            want,
+            owner,
+            view,
+            pattern,
+            from_start: !self.is_started,
+            rotates_at_once: envelope != Envelope::Plain,
+            pinned_bytes: limits.pinned_bytes,
+        };
+        Ok((wanted, Arc::new(spec)))
+    }
+}
+
+/// A path as a pattern that matches only itself.
+fn literal(path: &Path) -> String {
+    let mut text = String::new();
+    for c in path.to_string_lossy().chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text
+}
+
+fn is_utf8(label: &str) -> bool {
+    ["utf-8", "utf8", "plain"].contains(&label.trim().to_ascii_lowercase().as_str())
+}
+
+/// What a format is called.
+pub fn format_name(format: &Format) -> &'static str {
+    match format {
+        Format::None => "none",
+        Format::Json(_) => "json",
+        Format::Csv { .. } => "csv",
+        Format::Nginx => "nginx",
+        Format::Apache2 => "apache2",
+        Format::ApacheError => "apache_error",
+        Format::Regexp { .. } => "regexp",
+    }
+}
+
+/// What a runtime is called.
+pub fn runtime_name(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Docker => "docker",
+        Runtime::Cri => "cri",
+        Runtime::Static => "static",
+        Runtime::LogFolder => "log-folder",
+        Runtime::Shim => "shim",
+    }
+}
+
+fn owner_of_runtime(runtime: Runtime) -> String {
+    format!("runtime:{}", runtime_name(runtime))
+}

@@ -1,0 +1,514 @@
+//! The daemon: the pipeline's steps on threads of their own.
+//! Place: `run`, `demo` and the benches start one; everything it does is in the modules of the flow.
+//! Invariants: no thread blocks another but at the pipeline's lock; a stop reads no more, delivers what is in flight
+//! within the grace, and saves.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ringpilot_shared::follow::{Event, Follower, KnownStream, Positions, WantId};
+use ringpilot_shared::host::{Host, Wakes, Woken};
+
+use crate::collect::{Collector, Follow};
+use crate::discover::{self, Heard, Runtime, Workload};
+use crate::pipeline::{Pipeline, Turn};
+use crate::problem::{Problem, Problems};
+use crate::settings::Settings;
+use crate::ship::Verdict;
+
+/// Between two saves at most.
+const SAVE_EVERY: Duration = Duration::from_millis(900);
+/// Time's own work is done this often.
+const TICK_EVERY: Duration = Duration::from_millis(100);
+/// Writes to followed files are gathered for so long before they are looked at.
+const GATHER: Duration = Duration::from_millis(100);
+/// While writes are gathered, a new name is looked for this often: a container may live no longer.
+const GLANCE: Duration = Duration::from_millis(4);
+/// The longest that an idle thread sleeps.
+const NAP: Duration = Duration::from_secs(1);
+/// How many times its own time an attempt may take: what is slow but moving is not cut off.
+const PATIENCE: u32 = 10;
+/// How long the first full list of a runtime is waited for before the daemon counts as started.
+const FIRST_LISTS: Duration = Duration::from_secs(20);
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Its data path.
+    pub pipeline: Arc<Pipeline>,
+    /// What is wrong.
+    pub problems: Arc<Problems>,
+    /// What it runs with.
+    pub settings: Arc<Settings>,
+    stop: Arc<AtomicBool>,
+    ready: Arc<AtomicBool>,
+    looked: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// What a daemon is made of, once everything is opened.
+#[derive(Debug)]
+pub struct Parts {
+    /// Settings.
+    pub settings: Arc<Settings>,
+    /// Clock and files.
+    pub host: Arc<dyn Host>,
+    /// Where the host's files are seen.
+    pub host_root: PathBuf,
+    /// The data path.
+    pub pipeline: Arc<Pipeline>,
+    /// Streams that the checkpoint knows.
+    pub known: Vec<KnownStream>,
+    /// Where problems are told.
+    pub problems: Arc<Problems>,
+    /// The network's and control's threads.
+    pub runtime: tokio::runtime::Runtime,
+    /// Workloads that no runtime tells of.
+    pub workloads: Vec<Workload>,
+    /// Looks up the environment.
+    pub variable: fn(&str) -> Option<String>,
+    /// Random: stream ids.
+    pub seed: u64,
+}
+
+impl Daemon {
+    /// Starts every thread.
+    ///
+    /// # Errors
+    /// When a thread cannot be started, or the policy is wrong.
+    pub fn start(parts: Parts) -> Result<Self, String> {
+        let Parts {
+            settings,
+            host,
+            host_root,
+            pipeline,
+            known,
+            problems,
+            runtime,
+            workloads,
+            variable,
+            seed,
+        } = parts;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ready, looked) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let mut threads = Vec::new();
+        let mut spawn = |name: &str, body: Box<dyn FnOnce() + Send>| -> Result<(), String> {
+            let thread = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(body)
+                .map_err(|error| format!("a thread cannot be started: {error}"))?;
+            threads.push(thread);
+            Ok(())
+        };
+        let workers = settings.workers.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+        });
+        for n in 0..workers {
+            let (pipeline, stop) = (Arc::clone(&pipeline), Arc::clone(&stop));
+            spawn(
+                &format!("worker-{n}"),
+                Box::new(move || work(&pipeline, &stop)),
+            )?;
+        }
+        {
+            let (pipeline, stop, host) =
+                (Arc::clone(&pipeline), Arc::clone(&stop), Arc::clone(&host));
+            spawn("save", Box::new(move || save(&pipeline, &stop, &*host)))?;
+        }
+        let follower = Follower::new(Arc::clone(&host), known, seed);
+        let wakes = follower.wakes();
+        if let Some(wakes) = &wakes {
+            // Set once: a pipeline has one follower.
+            drop(pipeline.follower.set(Arc::clone(wakes)));
+        }
+        let (commands, told) = mpsc::channel();
+        {
+            let (pipeline, stop, host) =
+                (Arc::clone(&pipeline), Arc::clone(&stop), Arc::clone(&host));
+            let (looked, problems) = (Arc::clone(&looked), Arc::clone(&problems));
+            let (wakes, ready) = (wakes.clone(), Arc::clone(&ready));
+            spawn(
+                "follow",
+                Box::new(move || {
+                    let follow = FollowThread {
+                        follower,
+                        pipeline,
+                        told,
+                        host,
+                        wakes,
+                        stop,
+                        ready,
+                        looked,
+                        problems,
+                    };
+                    follow.run();
+                }),
+            )?;
+        }
+        for (output, settings) in settings.outputs.iter().enumerate() {
+            runtime.spawn(ship(
+                Arc::clone(&pipeline),
+                Arc::clone(&host),
+                output,
+                settings.timeout,
+                Arc::clone(&stop),
+            ));
+        }
+        let mut collector = Collector::new(
+            Arc::clone(&settings),
+            host_root.clone(),
+            Arc::clone(&pipeline),
+            Arc::clone(&problems),
+        )
+        .map_err(|problem| problem.to_string())?;
+        for workload in workloads {
+            for follow in collector.heard(Heard::Here(Box::new(workload))) {
+                // The follower's thread has the other end, and runs.
+                drop(commands.send(follow));
+            }
+        }
+        let expected = discover::expected(&settings, &host_root, &variable);
+        let heard = {
+            let _inside = runtime.enter();
+            discover::spawn(&settings, &host_root, &variable)
+        };
+        runtime.spawn(collect(
+            collector,
+            heard,
+            commands,
+            wakes,
+            expected,
+            Arc::clone(&ready),
+        ));
+        Ok(Self {
+            pipeline,
+            problems,
+            settings,
+            stop,
+            ready,
+            looked,
+            threads,
+            runtime,
+        })
+    }
+
+    /// Whether discovery has completed one full list of every runtime that is there.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// The same, for those that outlive a borrow of the daemon.
+    #[must_use]
+    pub fn readiness(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.ready)
+    }
+
+    /// Whether everything that was there at the start has been looked at once.
+    #[must_use]
+    pub fn has_looked(&self) -> bool {
+        self.looked.load(Ordering::Acquire)
+    }
+
+    /// Where the daemon's network tasks run.
+    #[must_use]
+    pub fn handle(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
+    /// Stops: reads no more, delivers what is in flight within `grace`, saves. Whether nothing was left in flight.
+    pub fn stop(self, grace: Duration, host: &dyn Host) -> bool {
+        self.pipeline.stop_reading();
+        let until = host.now() + grace;
+        let mut is_clean = false;
+        while host.now() < until {
+            if self.pipeline.settledness().in_flight == 0 {
+                is_clean = true;
+                break;
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        self.stop.store(true, Ordering::Release);
+        if let Some(wakes) = self.pipeline.follower.get() {
+            wakes.wake();
+        }
+        self.pipeline.wake_all();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the daemon has panicked");
+            }
+        }
+        // The last word: what was acknowledged until now is what the next start goes on from.
+        if let Err(error) = self.pipeline.save() {
+            tracing::error!("the checkpoint could not be saved at the end: {error}");
+        }
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+        is_clean
+    }
+}
+
+fn work(pipeline: &Pipeline, stop: &AtomicBool) {
+    let mut worker = pipeline.worker();
+    while !stop.load(Ordering::Acquire) {
+        if pipeline.turn(&mut worker) == Turn::Idle {
+            pipeline.wait_for_work(NAP);
+        }
+    }
+}
+
+fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host) {
+    let mut saved_at = host.now();
+    let mut is_failing = false;
+    while !stop.load(Ordering::Acquire) {
+        let asked = pipeline.wait_to_save(TICK_EVERY);
+        pipeline.tick();
+        if !asked && host.now() < saved_at + SAVE_EVERY {
+            continue;
+        }
+        saved_at = host.now();
+        match pipeline.save() {
+            Ok(()) if is_failing => {
+                is_failing = false;
+                tracing::info!("the checkpoint is saved again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if !is_failing {
+                    tracing::error!(
+                        "the checkpoint cannot be saved: {error}; delivery goes on, and a restart now may repeat \
+                         records; make room or mend the rights of data_dir"
+                    );
+                }
+                is_failing = true;
+            }
+        }
+    }
+}
+
+struct FollowThread {
+    follower: Follower,
+    pipeline: Arc<Pipeline>,
+    told: mpsc::Receiver<Follow>,
+    host: Arc<dyn Host>,
+    wakes: Option<Arc<dyn Wakes>>,
+    stop: Arc<AtomicBool>,
+    ready: Arc<AtomicBool>,
+    looked: Arc<AtomicBool>,
+    problems: Arc<Problems>,
+}
+
+impl FollowThread {
+    fn run(mut self) {
+        let mut woken = Woken::default();
+        let mut troubles = BTreeMap::new();
+        while !self.stop.load(Ordering::Acquire) {
+            // Whoever has heard everything has sent everything: the look after that has seen it all.
+            let is_ready = self.ready.load(Ordering::Acquire);
+            for follow in self.told.try_iter() {
+                match follow {
+                    Follow::Want(wanted) => self.follower.want(wanted),
+                    Follow::Unwant(want) => self.follower.unwant(want),
+                }
+            }
+            let (suspects, released) = self.pipeline.for_follower();
+            let positions: &dyn Positions = &*self.pipeline;
+            let events = self.follower.look(woken, &suspects, &released, positions);
+            for event in &events {
+                tracing::debug!("{event}");
+            }
+            self.tell(&events, &mut troubles);
+            self.pipeline.apply(events);
+            if is_ready {
+                self.looked.store(true, Ordering::Release);
+            }
+            woken = self.wait();
+        }
+    }
+
+    /// Makes problems of what cannot be read, in the words of whom it concerns.
+    fn tell(&self, events: &[Event], troubles: &mut BTreeMap<(WantId, PathBuf), Problem>) {
+        let mut news = false;
+        for event in events {
+            let Event::Trouble {
+                want,
+                path,
+                trouble,
+            } = event
+            else {
+                continue;
+            };
+            news = true;
+            let key = (*want, path.clone());
+            let Some((kind, reason)) = trouble else {
+                troubles.remove(&key);
+                continue;
+            };
+            let Some(spec) = self.pipeline.spec_of(*want) else {
+                continue;
+            };
+            let container = match spec.who.as_str() {
+                "" => format!("source `{}`", spec.name),
+                who => format!("{who}, log `{}`", spec.name),
+            };
+            let problem = Problem {
+                container,
+                key: path.display().to_string(),
+                value: String::new(),
+                reason: reason.clone(),
+                cure: cure(*kind, reason).to_owned(),
+            };
+            troubles.insert(key, problem);
+        }
+        if news {
+            self.problems
+                .set("files", troubles.values().cloned().collect());
+        }
+    }
+
+    fn wait(&self) -> Woken {
+        let now = self.host.now();
+        let due = self.follower.due_at(now).saturating_sub(now).min(NAP);
+        let Some(wakes) = &self.wakes else {
+            std::thread::park_timeout(due.max(GATHER));
+            return Woken::default();
+        };
+        let mut woken = wakes.wait(due);
+        // What is only written to is gathered; a new name is looked at now.
+        let until = self.host.now() + GATHER;
+        while !woken.changed.is_empty() && !self.follower.is_urgent(&woken) {
+            let left = until.saturating_sub(self.host.now());
+            if left.is_zero() {
+                break;
+            }
+            std::thread::park_timeout(left.min(GLANCE));
+            let more = wakes.wait(Duration::ZERO);
+            for changed in more.changed {
+                if !woken.changed.contains(&changed) {
+                    woken.changed.push(changed);
+                }
+            }
+            woken.gone.extend(more.gone);
+            woken.overflow |= more.overflow;
+            woken.called |= more.called;
+        }
+        woken
+    }
+}
+
+/// What to do about a file that cannot be read.
+fn cure(kind: std::io::ErrorKind, reason: &str) -> &'static str {
+    use std::io::ErrorKind;
+    match kind {
+        _ if reason.contains("stdout") => "declare it as `NAME=stdout`",
+        ErrorKind::PermissionDenied => {
+            "give the daemon the right to read it, or let the workload write it readable"
+        }
+        ErrorKind::InvalidInput => "let the path name regular files within the container",
+        ErrorKind::TimedOut => "mend the mount; it is tried again by itself",
+        ErrorKind::NotFound => {
+            "let the workload make the folder, or declare the path where it writes"
+        }
+        _ => "mend what the reason names; it is tried again by itself",
+    }
+}
+
+/// Sends what one output has to send, as many requests at a time as it allows.
+async fn ship(
+    pipeline: Arc<Pipeline>,
+    host: Arc<dyn Host>,
+    output: usize,
+    timeout: Duration,
+    stop: Arc<AtomicBool>,
+) {
+    let to = pipeline.output(output);
+    while !stop.load(Ordering::Acquire) {
+        while let Some(attempt) = pipeline.next_load(output) {
+            let (pipeline, to) = (Arc::clone(&pipeline), Arc::clone(&to));
+            tokio::spawn(async move {
+                // An output gives up by itself within its time; this is for one that does not.
+                let guard = timeout * PATIENCE;
+                let verdict = match tokio::time::timeout(guard, to.attempt(&attempt.load)).await {
+                    Ok(verdict) => verdict,
+                    Err(_) => Verdict::Failed {
+                        cause: format!("no answer within {guard:?}").into(),
+                    },
+                };
+                // Dead letters are written before the verdict counts: that blocks.
+                tokio::task::block_in_place(|| pipeline.finish(output, attempt.number, verdict));
+            });
+        }
+        let nap = match pipeline.wakes_at(output) {
+            Some(at) => at.saturating_sub(host.now()).max(Duration::from_millis(1)),
+            None => NAP,
+        };
+        drop(tokio::time::timeout(nap.min(NAP), pipeline.shipping[output].notified()).await);
+    }
+}
+
+/// Takes what is heard to the follower.
+async fn collect(
+    mut collector: Collector,
+    mut heard: tokio::sync::mpsc::Receiver<Heard>,
+    commands: mpsc::Sender<Follow>,
+    wakes: Option<Arc<dyn Wakes>>,
+    mut expected: Vec<Runtime>,
+    ready: Arc<AtomicBool>,
+) {
+    let late = tokio::time::sleep(FIRST_LISTS);
+    tokio::pin!(late);
+    let mut is_started = false;
+    loop {
+        if !is_started && expected.is_empty() {
+            is_started = true;
+            collector.started();
+            ready.store(true, Ordering::Release);
+            if let Some(wakes) = &wakes {
+                wakes.wake();
+            }
+        }
+        let one = tokio::select! {
+            one = heard.recv() => one,
+            () = &mut late, if !is_started => {
+                // A runtime that does not answer keeps nobody from collecting the others.
+                expected.clear();
+                continue;
+            }
+        };
+        let Some(one) = one else { return };
+        if let Heard::Listed(runtime) = one
+            && let Some(at) = expected.iter().position(|expected| *expected == runtime)
+        {
+            expected.swap_remove(at);
+        }
+        let mut told = false;
+        for follow in collector.heard(one) {
+            tracing::debug!("{follow}");
+            told = true;
+            if commands.send(follow).is_err() {
+                return;
+            }
+        }
+        if told && let Some(wakes) = &wakes {
+            wakes.wake();
+        }
+    }
+}
+
+/// Where the host's files are seen: as told, else `/host` where it is mounted, else `/`.
+#[must_use]
+pub fn host_root(settings: &Settings) -> PathBuf {
+    let mounted = || Path::new("/host/proc").exists() && Path::new("/host/etc").exists();
+    match &settings.host_root {
+        Some(root) => root.clone(),
+        None if mounted() => PathBuf::from("/host"),
+        None => PathBuf::from("/"),
+    }
+}

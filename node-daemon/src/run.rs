@@ -1,0 +1,457 @@
+//! `ringpilot run`: the daemon, or one pass over everything that is there.
+//! Place: a command; opens what a daemon is made of, in the order in which one needs the other.
+//! Invariant: it always starts: what is damaged, locked, missing or unreachable is told and tried again.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringpilot_shared::follow::KnownStream;
+use ringpilot_shared::host::{Host, RealHost};
+
+use crate::checkpoint::{Checkpoint, Loaded, LockHeld as Held, lock};
+use crate::cli::said;
+use crate::daemon::{Daemon, Parts, host_root};
+use crate::ledger::Ledger;
+use crate::pipeline::{Known, OutputPlan, Pipeline, Plan};
+use crate::problem::Problems;
+use crate::say::{self, Fault};
+use crate::settings::Settings;
+use crate::ship::{self, dead_letter::DeadLetterFiles, retry::Shipper};
+use crate::status;
+
+/// Run the daemon.
+///
+/// Without a file the environment decides, as log-pilot's did; its default output is stdout.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code: 0 stopped in good order; with --once also 1, when something was not delivered.\n\n\
+                  Example:\n  ringpilot run -c /etc/ringpilot.yaml\n  ringpilot run --once -c import.yaml"
+)]
+pub struct Args {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read everything to its end as of now, deliver it, and print where it went
+    #[arg(long)]
+    once: bool,
+    /// Print the ledger of `--once` as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the configuration is bad, or the machine refuses a thread.
+pub fn run(args: &Args) -> Result<ExitCode, Fault> {
+    let env = |name: &str| std::env::var(name).ok();
+    let settings = Settings::load(args.config.as_deref(), &env).map_err(|problems| {
+        let mut all = problems.iter().map(ToString::to_string);
+        let first = all.next().unwrap_or_default();
+        for problem in all {
+            say::fault(&Fault::usage(problem.clone(), "mend this as well"));
+        }
+        Fault::usage(first, "`ringpilot check` tells all that is wrong")
+    })?;
+    log_to_stderr();
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let host = Arc::new(RealHost::new());
+    let opened = open(settings, Arc::clone(&host), args.once)?;
+    let daemon = Daemon::start(opened.parts).map_err(|why| Fault::new(why, "see the log"))?;
+    let ended = if args.once {
+        once(daemon, &*host, args.json, &opened.before)
+    } else {
+        serve(daemon, &*host)
+    };
+    drop(opened.lock);
+    ended
+}
+
+/// A daemon's parts, and what holds them.
+#[derive(Debug)]
+pub struct Opened {
+    /// To be started.
+    pub parts: Parts,
+    /// Held while it runs.
+    pub lock: Option<crate::checkpoint::Lock>,
+    /// What was in the ledger of each output before this run.
+    pub before: Vec<Ledger>,
+}
+
+/// Opens everything a daemon is made of.
+///
+/// # Errors
+/// When an output's settings are wrong, or the machine refuses.
+pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opened, Fault> {
+    let settings = Arc::new(settings);
+    let problems = Arc::new(Problems::default());
+    let lock = take_lock(&settings, &problems)?;
+    let boot = host.boot_id();
+    let mut files = ship::file::OwnFiles::new(Arc::clone(&host) as _);
+    let opened = Checkpoint::open(
+        Arc::clone(&host) as _,
+        &settings.data_dir,
+        &settings.node_name,
+        boot,
+        &mut files,
+    );
+    problems.set("checkpoint", opened.problems);
+    let loaded = opened.loaded;
+    let checkpoint = Arc::new(opened.checkpoint);
+    let share = settings.memory_budget / settings.outputs.len().max(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("net")
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::new(format!("no threads can be had: {error}"), "free some"))?;
+    let dead_letters = Arc::new(DeadLetterFiles::open(
+        Arc::clone(&host) as _,
+        &settings.data_dir,
+        &settings.outputs,
+    ));
+    let seed = random();
+    let mut outputs = Vec::new();
+    let inside = runtime.enter();
+    for (n, output) in settings.outputs.iter().enumerate() {
+        let to = ship::connect(
+            output,
+            share,
+            &settings.node_name,
+            &host,
+            Arc::clone(&checkpoint) as _,
+            &loaded,
+        )
+        .map_err(|problems| {
+            let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            Fault::usage(told.join("; "), "`ringpilot check` tells all that is wrong")
+        })?;
+        let shipper = Shipper::new(
+            output,
+            settings.batch_wait,
+            to,
+            share,
+            seed.rotate_left(u32::try_from(n).unwrap_or(0)),
+        );
+        outputs.push(OutputPlan {
+            codec: ship::codec_of(output),
+            dated: ship::is_dated(output),
+            start_at: output.start_at,
+            known: loaded.outputs.contains_key(output.name.as_str()),
+            shipper,
+        });
+    }
+    drop(inside);
+    let plan = Plan {
+        node: settings.node_name.clone(),
+        memory_budget: settings.memory_budget,
+        start_at: settings.start_at,
+        once,
+        outputs,
+    };
+    let (known, streams) = known(loaded, &settings);
+    let before = settings
+        .outputs
+        .iter()
+        .map(|output| {
+            let mut all = Ledger::default();
+            for (key, flow) in &known.flows {
+                if *key.output == *output.name {
+                    all.add(&flow.ledger);
+                }
+            }
+            all
+        })
+        .collect();
+    let pipeline = Pipeline::new(
+        Arc::clone(&host) as _,
+        checkpoint,
+        dead_letters,
+        plan,
+        known,
+        seed,
+    );
+    Ok(Opened {
+        parts: Parts {
+            host_root: host_root(&settings),
+            settings,
+            host,
+            pipeline,
+            known: streams,
+            problems,
+            runtime,
+            workloads: Vec::new(),
+            variable: |name| std::env::var(name).ok(),
+            seed: seed ^ 0x5eed,
+        },
+        lock,
+        before,
+    })
+}
+
+/// What the checkpoint said, for the pipeline and for the follower. An output's former name is its name now.
+#[must_use]
+pub fn known(loaded: Loaded, settings: &Settings) -> (Known, Vec<KnownStream>) {
+    let streams = loaded
+        .streams
+        .values()
+        .map(|stream| KnownStream {
+            key: stream.key,
+            identity: stream.identity,
+            path: stream.path.clone(),
+            modified_ns: stream.modified_ns,
+            successor: stream.successor,
+            seen_ns: stream.seen_ns,
+        })
+        .collect();
+    let mut known = Known {
+        // A first start that ended before its first save was no start.
+        fresh: loaded.fresh || loaded.outputs.is_empty(),
+        ..Known::default()
+    };
+    for (mut key, flow) in loaded.flows {
+        let renamed = settings
+            .outputs
+            .iter()
+            .find(|output| output.renamed_from.as_deref() == Some(&*key.output));
+        if let Some(output) = renamed {
+            key.output = output.name.as_str().into();
+        }
+        let furthest: &mut (u64, u64) = known.furthest.entry(key.stream).or_default();
+        *furthest = (*furthest).max((flow.offset, flow.tail));
+        known.flows.insert(key, flow);
+    }
+    known.successors = loaded
+        .streams
+        .values()
+        .filter_map(|stream| Some((stream.key, stream.successor?)))
+        .collect();
+    known.sources = loaded
+        .sources
+        .into_iter()
+        .map(|source| ((source.stream, Arc::clone(&source.declaration)), source))
+        .collect();
+    (known, streams)
+}
+
+/// Takes the lock of `data_dir`, waiting for another daemon to end; without one where nothing can be locked.
+fn take_lock(
+    settings: &Settings,
+    problems: &Problems,
+) -> Result<Option<crate::checkpoint::Lock>, Fault> {
+    let mut told = false;
+    loop {
+        match lock(&settings.data_dir) {
+            Ok(lock) => {
+                problems.clear("lock");
+                return Ok(Some(lock));
+            }
+            Err(held @ Held::ByAnother { .. }) => {
+                if !told {
+                    problems.set("lock", vec![held.problem()]);
+                    told = true;
+                }
+                std::thread::park_timeout(Duration::from_millis(500));
+            }
+            Err(held @ Held::Cannot { .. }) => {
+                problems.set("lock", vec![held.problem()]);
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn random() -> u64 {
+    rand::random()
+}
+
+/// The daemon's own log: text on a terminal, JSON otherwise.
+pub fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("RINGPILOT_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("ringpilot=info,warn"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    // A second daemon in one process (the demo, a test) keeps the first one's log.
+    drop(if std::io::stderr().is_terminal() {
+        builder.without_time().try_init()
+    } else {
+        builder.json().try_init()
+    });
+}
+
+/// Runs until a signal.
+fn serve(daemon: Daemon, host: &dyn Host) -> Result<ExitCode, Fault> {
+    let settings = Arc::clone(&daemon.settings);
+    let outputs: Vec<&str> = settings
+        .outputs
+        .iter()
+        .map(|output| output.name.as_str())
+        .collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = settings.node_name,
+        outputs = outputs.join(","),
+        "ringpilot collects"
+    );
+    let served = status::serve(&daemon);
+    let signal = daemon
+        .handle()
+        .block_on(ended())
+        .map_err(|error| Fault::new(format!("no signals can be had: {error}"), "free some"))?;
+    tracing::info!("{signal}: what is in flight is delivered, then the daemon ends");
+    let clean = daemon.stop(settings.shutdown_grace, host);
+    drop(served);
+    if !clean {
+        tracing::warn!(
+            "not everything in flight was acknowledged within {:?}; it is read again at the next start",
+            settings.shutdown_grace
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for SIGTERM or SIGINT; which came.
+async fn ended() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    })
+}
+
+/// Where the bytes of one output went in one run.
+#[derive(Debug, serde::Serialize)]
+struct OnceReport {
+    output: String,
+    ledger: Ledger,
+    in_flight_bytes: u64,
+}
+
+/// Reads everything to its end as of now.
+fn once(daemon: Daemon, host: &dyn Host, json: bool, before: &[Ledger]) -> Result<ExitCode, Fault> {
+    let settings = Arc::clone(&daemon.settings);
+    let stop = daemon.handle().spawn(ended());
+    let pipeline = Arc::clone(&daemon.pipeline);
+    let mut has_ended_all = false;
+    let mut told_at = host.now();
+    let mut quiet = 0;
+    let interrupted = loop {
+        std::thread::park_timeout(Duration::from_millis(20));
+        if stop.is_finished() {
+            break true;
+        }
+        let now = pipeline.settledness();
+        let is_idle = daemon.has_looked() && now.behind == 0 && now.in_flight == 0;
+        quiet = if is_idle { quiet + 1 } else { 0 };
+        if is_idle && !has_ended_all {
+            has_ended_all = true;
+            quiet = 0;
+            pipeline.end_all();
+        } else if has_ended_all && now.open == 0 && quiet >= 3 {
+            break false;
+        }
+        if host.now() >= told_at + Duration::from_secs(5) {
+            told_at = host.now();
+            progress(&pipeline);
+        }
+    };
+    let clean = daemon.stop(settings.shutdown_grace, host);
+    let mut reports = Vec::new();
+    let mut unread: Vec<String> = Vec::new();
+    pipeline.look(|view| {
+        for (n, output) in view.outputs().enumerate() {
+            let (all, in_flight) = view.ledger(n);
+            reports.push(OnceReport {
+                output: output.name.to_string(),
+                ledger: all.since(&before[n]),
+                in_flight_bytes: in_flight,
+            });
+        }
+        for source in view.sources() {
+            if let Some(trouble) = &source.trouble {
+                unread.push(format!("{}: {trouble}", source.path.display()));
+            }
+        }
+    });
+    for problem in pipeline_problems(&pipeline) {
+        unread.push(problem);
+    }
+    if json {
+        said(say::json(&reports))?;
+    } else {
+        said(say::line(format_args!(
+            "{:12} {:>15} {:>15} {:>15} {:>15} {:>15}",
+            "bytes", "delivered", "dead-lettered", "filtered", "lost", "in flight"
+        )))?;
+        for report in &reports {
+            said(say::line(format_args!(
+                "{:12} {:>15} {:>15} {:>15} {:>15} {:>15}",
+                report.output,
+                report.ledger.delivered.bytes,
+                report.ledger.dead_lettered.bytes,
+                report.ledger.filtered.bytes,
+                report.ledger.lost_total().bytes,
+                report.in_flight_bytes
+            )))?;
+            said(say::line(format_args!(
+                "{:12} {:>15} records",
+                "", report.ledger.delivered.records
+            )))?;
+        }
+        for one in &unread {
+            said(say::line(format_args!("not read: {one}")))?;
+        }
+    }
+    let good = clean
+        && !interrupted
+        && unread.is_empty()
+        && reports.iter().all(|report| {
+            report.ledger.dead_lettered.is_zero()
+                && report.ledger.lost.is_empty()
+                && report.in_flight_bytes == 0
+        });
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}
+
+fn pipeline_problems(pipeline: &Pipeline) -> Vec<String> {
+    pipeline.look(|view| view.troubles().map(ToOwned::to_owned).collect())
+}
+
+/// One line of where a long run stands.
+fn progress(pipeline: &Pipeline) {
+    let (behind, waits) = pipeline.look(|view| {
+        let behind: u64 = view
+            .sources()
+            .flat_map(|source| source.flows.iter().map(|flow| source.lag(flow)))
+            .sum();
+        let waits: HashMap<String, String> = view
+            .outputs()
+            .filter_map(|output| {
+                let cause = output.counts.trouble.as_ref()?;
+                Some((output.name.to_string(), cause.to_string()))
+            })
+            .collect();
+        (behind, waits)
+    });
+    if waits.is_empty() {
+        tracing::info!("{behind} bytes are still to be read");
+    }
+    for (output, cause) in waits {
+        tracing::warn!("output {output} waits: {cause}");
+    }
+}

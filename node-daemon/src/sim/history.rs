@@ -1,0 +1,602 @@
+//! A history: writers, rotations, crashes and bad servers in an order that a seed decides, then peace, then judgement.
+//!
+//! What must be true, whatever happened:
+//! - the ledger of every flow closes, at every step;
+//! - what is in flight stays within the budget, at every step;
+//! - a line that could be read arrives at every output. Could be read: its file has a name still; or it was seen
+//!   while it had one, and the daemon lived on; or the daemon had caught up before the line was gone;
+//! - no line is twice where the output knows records by their ids, or commits with the checkpoint.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ringpilot_shared::follow::Event;
+use ringpilot_shared::follow::glob::Pattern;
+use ringpilot_shared::host::Disk;
+use ringpilot_shared::sim::workload::{End, Habits, Rotation, Workload};
+use ringpilot_shared::sim::{Machine, PowerLoss, Rng, Settings as MachineSettings, Survival};
+
+use super::node::{DATA_DIR, FILE, Node, OUT_DIR, OUTPUTS, Setup, count_lines};
+use super::server::{Kind, Server};
+
+/// Which histories.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Steps before peace.
+    pub steps: usize,
+    /// The process may be killed.
+    pub kills: bool,
+    /// The power may go.
+    pub power_losses: bool,
+    /// A failure tells everything that happened before it.
+    pub traced: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            steps: 150,
+            kills: true,
+            power_losses: true,
+            traced: false,
+        }
+    }
+}
+
+/// What a history came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Summary {
+    /// Lines written.
+    pub lines: usize,
+    /// Lines that had to arrive.
+    pub owed: usize,
+    /// Lives of the daemon.
+    pub lives: usize,
+    /// Lines that were twice at the output that does not know records.
+    pub repeated: usize,
+}
+
+/// What was not true.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Makes it again.
+    pub seed: u64,
+    /// After how many steps.
+    pub step: usize,
+    /// What.
+    pub what: String,
+    /// Everything that happened before, where that was asked for.
+    pub trace: Vec<String>,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "{line}")?;
+        }
+        write!(f, "seed {} step {}: {}", self.seed, self.step, self.what)
+    }
+}
+
+struct History {
+    seed: u64,
+    rng: Rng,
+    machine: Machine,
+    setup: Setup,
+    workload: Workload,
+    logs: usize,
+    servers: [Server; 2],
+    node: Option<Node>,
+    /// Moments of the workload at which the daemon listed everything.
+    looks: Vec<u64>,
+    /// Moments at which everything that was there had been delivered and saved.
+    caught_up: Vec<u64>,
+    /// Moments at which a life of the daemon ended.
+    deaths: Vec<u64>,
+    /// Only a sweep is sure to see what is new.
+    loses_wakes: bool,
+    habits: Vec<Habits>,
+    step: usize,
+    lives: usize,
+    /// By the last look: lines in files that nobody asked for, because they were rotated before.
+    unasked: Option<HashSet<usize>>,
+    /// The same, once it was saved which files are followed.
+    excluded: Option<HashSet<usize>>,
+    trace: Option<Vec<String>>,
+}
+
+/// Runs the history of a seed.
+///
+/// # Errors
+/// What was not true.
+pub fn run(seed: u64, options: Options) -> Result<Summary, Failure> {
+    let mut history = History::begin(seed, options.traced)?;
+    for step in 0..options.steps {
+        history.step = step;
+        history.act(options)?;
+    }
+    history.peace()?;
+    history.judge()
+}
+
+impl History {
+    fn begin(seed: u64, traced: bool) -> Result<Self, Failure> {
+        let mut rng = Rng::new(seed);
+        let mut machine_settings = MachineSettings::default();
+        machine_settings.root.has_birth_times = !rng.chance(0.1);
+        machine_settings.lost_wakes = if rng.chance(0.3) { 0.3 } else { 0.0 };
+        let machine = Machine::with(rng.next_u64(), machine_settings);
+        let mut workload = Workload::new(&machine, rng.fork());
+        let logs = 1 + rng.index(3);
+        let mut names = Vec::new();
+        let mut groups = false;
+        let mut all_habits = Vec::new();
+        let mut io = Ok(());
+        for log in 0..logs {
+            let habits = Habits::any(&mut rng);
+            groups |= habits.groups > 0.0;
+            all_habits.push(habits.clone());
+            let path = match habits.rotation {
+                Rotation::NextNumber => format!("/logs/{log}/*.log"),
+                Rotation::SymlinkSwap => format!("/logs/{log}/app.log"),
+                _ if rng.chance(0.3) => format!("/logs/{log}/app.log*"),
+                _ => format!("/logs/{log}/app.log"),
+            };
+            io = io.and(
+                workload
+                    .begin(format!("/logs/{log}/app.log"), habits)
+                    .map(drop),
+            );
+            names.push((format!("log{log}"), path));
+        }
+        for dir in [DATA_DIR, OUT_DIR] {
+            io = io.and(machine.make_dir(dir));
+        }
+        let setup = Setup {
+            logs: names,
+            groups,
+            budget: *rng.pick(&[1 << 20, 4 << 20]),
+            batch_bytes: *rng.pick(&[2_000, 20_000, 1 << 20]),
+            max_bytes: *rng.pick(&[4_096, 65_536]),
+        };
+        let history = Self {
+            seed,
+            rng,
+            machine,
+            setup,
+            workload,
+            logs,
+            servers: [Server::new(Kind::ById), Server::new(Kind::Plain)],
+            node: None,
+            looks: Vec::new(),
+            caught_up: Vec::new(),
+            deaths: Vec::new(),
+            loses_wakes: machine_settings.lost_wakes > 0.0,
+            habits: all_habits,
+            step: 0,
+            lives: 0,
+            unasked: None,
+            excluded: None,
+            trace: traced.then(Vec::new),
+        };
+        history.fine(io)?;
+        Ok(history)
+    }
+
+    fn failure(&self, what: impl Into<String>) -> Failure {
+        Failure {
+            seed: self.seed,
+            step: self.step,
+            what: what.into(),
+            trace: self.trace.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Notes what happens, for a failure to tell.
+    fn note(&mut self, what: impl FnOnce(&Self) -> String) {
+        if self.trace.is_some() {
+            let line = format!(
+                "step {} moment {}: {}",
+                self.step,
+                self.workload.moment(),
+                what(self)
+            );
+            self.trace.get_or_insert_default().push(line);
+        }
+    }
+
+    fn fine<T>(&self, result: std::io::Result<T>) -> Result<T, Failure> {
+        result.map_err(|error| self.failure(format!("the simulated machine itself: {error}")))
+    }
+
+    fn act(&mut self, options: Options) -> Result<(), Failure> {
+        let pass = *self.rng.pick(&[0, 1, 20, 300, 1_000, 7_000]);
+        self.machine.pass(Duration::from_millis(pass));
+        if self.rng.chance(0.004) {
+            // Midnight comes.
+            self.machine.jump_wall(86_400_000_000_000);
+        }
+        self.note(|one| format!("{pass} ms, files {}", one.shown_files()));
+        match self.rng.below(100) {
+            0..45 => {
+                let turns = self.rng.between(1, 4);
+                for _ in 0..turns {
+                    let turned = self.workload.turn();
+                    self.fine(turned)?;
+                }
+            }
+            45..50 => {
+                // Several rotations before anybody looks.
+                for _ in 0..2 {
+                    let log = self.rng.index(self.logs);
+                    let lines = self.rng.between(1, 5);
+                    let done = self
+                        .workload
+                        .write(log, lines)
+                        .and_then(|()| self.workload.rotate(log));
+                    self.fine(done)?;
+                }
+            }
+            50..54 => {
+                let server = self.rng.index(2);
+                self.servers[server].is_down ^= true;
+            }
+            54..57 => {
+                let server = self.rng.index(2);
+                self.servers[server].trouble = *self.rng.pick(&[0.0, 0.3, 0.8]);
+            }
+            57..60 if options.kills || options.power_losses => self.crash(options)?,
+            _ => self.live()?,
+        }
+        self.check()
+    }
+
+    /// The daemon does something of what it does all the time.
+    fn live(&mut self) -> Result<(), Failure> {
+        if self.node.is_none() {
+            self.start()?;
+        }
+        let Some(node) = &mut self.node else {
+            return Ok(());
+        };
+        match self.rng.below(10) {
+            0..3 => {
+                let events = node.look();
+                self.looked(events)?;
+            }
+            3..5 => {
+                let most = 1 + self.rng.index(8);
+                node.read(most, self.trace.as_mut());
+            }
+            5..7 => {
+                let held = self.rng.chance(0.4);
+                node.send(&mut self.servers, &mut self.rng, held);
+            }
+            7 => node.answer(&mut self.rng),
+            8 => {
+                node.pipeline.tick();
+                // A save that fails is tried again at the next.
+                if node.save() {
+                    self.saved();
+                }
+            }
+            _ => {
+                self.catch_up(40)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), Failure> {
+        self.lives += 1;
+        self.note(|_| "the daemon starts".to_owned());
+        let seed = self.rng.next_u64();
+        let node = Node::start(&self.machine, &self.setup, seed);
+        self.node = Some(node);
+        Ok(())
+    }
+
+    /// Lets the daemon do all it can; notes when it has caught up.
+    fn catch_up(&mut self, rounds: usize) -> Result<bool, Failure> {
+        for _ in 0..rounds {
+            let Some(node) = &mut self.node else {
+                return Ok(false);
+            };
+            self.machine
+                .pass(Duration::from_millis(if self.loses_wakes {
+                    5_100
+                } else {
+                    600
+                }));
+            let events = node.look();
+            self.looked(events)?;
+            let Some(node) = &mut self.node else {
+                return Ok(false);
+            };
+            node.read(64, self.trace.as_mut());
+            node.send(&mut self.servers, &mut self.rng, false);
+            node.answer(&mut self.rng);
+            node.pipeline.tick();
+            let saved = node.save();
+            let is_settled = node.is_settled() && node.has_seen_all();
+            let is_open = self.setup.groups && node.has_open_groups();
+            if saved {
+                self.saved();
+            }
+            self.check()?;
+            if saved && is_settled && !self.servers.iter().any(|server| server.is_down) {
+                self.note(|_| format!("caught up{}", if is_open { ", groups open" } else { "" }));
+                if !is_open {
+                    self.caught_up.push(self.workload.moment());
+                }
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The daemon has looked.
+    fn looked(&mut self, events: Vec<Event>) -> Result<(), Failure> {
+        let has_seen_all = self.node.as_ref().is_some_and(Node::has_seen_all);
+        for event in events {
+            self.note(|_| shown(&event));
+        }
+        self.note(|_| format!("looked, has seen all: {has_seen_all}"));
+        if has_seen_all && !self.loses_wakes {
+            self.looks.push(self.workload.moment());
+        }
+        if self.excluded.is_none() {
+            let unasked = self.unasked_lines();
+            self.unasked = Some(self.fine(unasked)?);
+        }
+        Ok(())
+    }
+
+    /// The daemon has saved.
+    fn saved(&mut self) {
+        self.note(|_| "saved".to_owned());
+        if self.excluded.is_none() {
+            self.excluded = self.unasked.take();
+        }
+    }
+
+    /// Lines that are in no file whose name is declared.
+    fn unasked_lines(&self) -> std::io::Result<HashSet<usize>> {
+        let mut asked: HashSet<Vec<u8>> = HashSet::new();
+        for (_, path) in &self.setup.logs {
+            let pattern = Pattern::new(path).map_err(std::io::Error::other)?;
+            let dir = pattern.literal_dir().to_path_buf();
+            for name in self.machine.names(&dir)? {
+                if !pattern.matches_name(&dir, &name) {
+                    continue;
+                }
+                let content = self.machine.content(dir.join(name))?;
+                for line in content.split(|byte| *byte == b'\n') {
+                    let line = line.strip_suffix(b"\r").unwrap_or(line);
+                    let from = line.iter().position(|byte| *byte != 0).unwrap_or(0);
+                    asked.insert(line[from..].to_vec());
+                }
+            }
+        }
+        let lines = self.workload.lines().iter().enumerate();
+        Ok(lines
+            .filter(|(_, line)| line.written.is_some() && !asked.contains(&line.text))
+            .map(|(n, _)| n)
+            .collect())
+    }
+
+    /// Every log with its size.
+    fn shown_files(&self) -> String {
+        let mut shown = String::new();
+        for log in 0..self.logs {
+            let dir = format!("/logs/{log}");
+            for name in self.machine.names(&dir).unwrap_or_default() {
+                let path = Path::new(&dir).join(name);
+                if let Ok(stat) = self.machine.stat(&path) {
+                    shown += &format!("{}={}@{} ", path.display(), stat.size, stat.inode);
+                }
+            }
+        }
+        shown
+    }
+
+    fn crash(&mut self, options: Options) -> Result<(), Failure> {
+        self.deaths.push(self.workload.moment());
+        self.node = None;
+        self.unasked = None;
+        let power = options.power_losses && (!options.kills || self.rng.chance(0.4));
+        self.note(|_| format!("the daemon dies, power lost: {power}"));
+        if power {
+            let loss = PowerLoss {
+                writes: *self.rng.pick(&[Survival::InOrder, Survival::AnyOrder]),
+                names: Survival::InOrder,
+                workloads: None,
+            };
+            let mut rng = self.rng.fork();
+            self.machine.power_loss(&mut rng, loss);
+            let again = self.workload.start_again();
+            self.fine(again)?;
+        } else {
+            self.machine.kill();
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let Some(node) = &self.node else {
+            return Ok(());
+        };
+        if let Some(what) = node.pipeline.look(|view| view.unbalanced()) {
+            return Err(self.failure(format!("a ledger does not close: {what}")));
+        }
+        let held = node.pipeline.held_bytes();
+        // A slice that was begun within the budget may end beyond it.
+        if held > self.setup.budget + 8 * 1024 * 1024 {
+            return Err(self.failure(format!("{held} bytes are in flight")));
+        }
+        Ok(())
+    }
+
+    /// Everything works again, and nobody writes: all must arrive.
+    fn peace(&mut self) -> Result<(), Failure> {
+        for log in 0..self.logs {
+            let finished = self.workload.finish_line(log);
+            self.fine(finished)?;
+        }
+        for server in &mut self.servers {
+            (server.is_down, server.trouble) = (false, 0.0);
+        }
+        if self.node.is_none() {
+            self.start()?;
+        }
+        // Groups time out, renamed files are finished, copies wait no more.
+        self.catch_up(60)?;
+        for _ in 0..4 {
+            self.machine.pass(Duration::from_secs(20));
+            self.catch_up(20)?;
+        }
+        self.step = usize::MAX;
+        let settled = self.catch_up(40)?;
+        if !settled {
+            let unsettled = self.node.as_ref().map(Node::unsettled);
+            return Err(self.failure(format!(
+                "it never settles:\n{}",
+                unsettled.unwrap_or_default()
+            )));
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self) -> Result<Summary, Failure> {
+        let mut outputs: Vec<HashMap<Vec<u8>, u32>> = self
+            .servers
+            .iter()
+            .map(|server| count_lines(server.records()))
+            .collect();
+        outputs.push(self.written()?);
+        let mut summary = Summary {
+            lines: self.workload.lines().len(),
+            lives: self.lives,
+            ..Summary::default()
+        };
+        for (number, line) in self.workload.lines().iter().enumerate() {
+            let is_excluded = self
+                .excluded
+                .as_ref()
+                .is_none_or(|all| all.contains(&number));
+            let owed = !is_excluded && self.is_owed(line);
+            summary.owed += usize::from(owed);
+            if line.torn || line.text.len() > self.setup.max_bytes {
+                continue;
+            }
+            for (n, counts) in outputs.iter().enumerate() {
+                let count = counts.get(&line.text).copied().unwrap_or(0);
+                let shown = String::from_utf8_lossy(&line.text[..line.text.len().min(40)]);
+                if count == 0 && owed {
+                    return Err(self.failure(format!(
+                        "lost at {}: `{shown}`, {:?}, deaths {:?}, {:?}",
+                        OUTPUTS[n],
+                        (line.log, line.written, line.file_since, line.gone),
+                        self.deaths,
+                        self.habits[line.log],
+                    )));
+                }
+                if count > 1 && n != 1 {
+                    return Err(self.failure(format!(
+                        "{count} times at {}: `{shown}`, at {:?}, {:?}, deaths {:?}, {:?}",
+                        OUTPUTS[n],
+                        self.servers[0].places_of(&line.text),
+                        (line.log, line.written, line.file_since, line.gone),
+                        self.deaths,
+                        self.habits[line.log],
+                    )));
+                }
+                summary.repeated += usize::from(n == 1 && count > 1);
+            }
+        }
+        Ok(summary)
+    }
+
+    /// Whether a line had to arrive.
+    fn is_owed(&self, line: &ringpilot_shared::sim::workload::Line) -> bool {
+        let Some(written) = line.written else {
+            return false;
+        };
+        if line.torn {
+            return false;
+        }
+        let Some((gone, end)) = line.gone else {
+            return true;
+        };
+        let had_caught_up = self
+            .caught_up
+            .iter()
+            .any(|moment| *moment >= written && *moment < gone);
+        // Of a file that was copied and cut, only the copy is held, and nobody knows when that was seen.
+        let is_copied = self.habits[line.log].rotation == Rotation::CopyTruncate;
+        let was_held = end == End::Unlinked
+            && !is_copied
+            && self.looks.iter().any(|look| {
+                *look >= line.file_since
+                    && *look < gone
+                    && !self.deaths.iter().any(|death| *death >= *look)
+            });
+        had_caught_up || was_held
+    }
+
+    /// What the file output wrote.
+    fn written(&self) -> Result<HashMap<Vec<u8>, u32>, Failure> {
+        let mut all = Vec::new();
+        for (target, _) in &self.setup.logs {
+            let path = PathBuf::from(format!("{OUT_DIR}/{target}.ndjson"));
+            let Ok(file) = self
+                .machine
+                .open(std::path::Path::new(OUT_DIR), &path, None)
+            else {
+                continue;
+            };
+            let stat = file.stat();
+            let size = self.fine(stat)?.size;
+            let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+            let read = file.read_at(&mut bytes, 0);
+            self.fine(read)?;
+            all.extend_from_slice(&bytes);
+        }
+        debug_assert!(FILE < OUTPUTS.len());
+        Ok(count_lines(
+            all.split(|b| *b == b'\n').filter(|line| !line.is_empty()),
+        ))
+    }
+}
+
+/// An event in one line.
+fn shown(event: &Event) -> String {
+    match event {
+        Event::Seen(seen) => format!(
+            "seen {:?} at {} size {} inode {} after {:?} known {} existed {}",
+            seen.stream,
+            seen.path.display(),
+            seen.stat.size,
+            seen.stat.inode,
+            seen.after,
+            seen.known,
+            seen.existed,
+        ),
+        Event::Changed { stream, stat } => format!("changed {stream:?} size {}", stat.size),
+        Event::Truncated {
+            old,
+            new,
+            copy,
+            stat,
+            ..
+        } => {
+            let copy = copy.as_ref().map(|copy| (&copy.path, copy.stat.size));
+            format!(
+                "truncated {old:?} -> {new:?} size {} copy {copy:?}",
+                stat.size
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}
