@@ -1,8 +1,11 @@
 //! `ringpilot-bench`: argv only; each scenario is a module.
 
+mod daemon;
+mod faults;
 mod floor;
 mod load;
 mod measure;
+mod quiet;
 mod receiver;
 mod throughput;
 
@@ -26,6 +29,10 @@ enum Scenario {
     Floor(floor::Floor),
     /// What the daemon costs for the same work
     Throughput(throughput::Throughput),
+    /// Kills the daemon, or rotates its files under it, and counts every line
+    Faults(faults::Faults),
+    /// What the daemon costs where little happens, and how late a line arrives
+    Quiet(quiet::Quiet),
     /// Writes numbered lines
     Load(load::ToFile),
     /// Plays an Elasticsearch that takes everything, and checks what it gets
@@ -36,6 +43,8 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().scenario {
         Scenario::Floor(floor) => floor.run(),
         Scenario::Throughput(throughput) => throughput.run(),
+        Scenario::Faults(faults) => faults.run(),
+        Scenario::Quiet(quiet) => quiet.run(),
         Scenario::Load(load) => load.run(),
         Scenario::Receiver(receiver) => receiver.run(),
     }

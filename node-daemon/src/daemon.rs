@@ -383,21 +383,13 @@ impl FollowThread {
         let mut woken = wakes.wait(due);
         // What is only written to is gathered; a new name is looked at now.
         let until = self.host.now() + GATHER;
-        while !woken.changed.is_empty() && !self.follower.is_urgent(&woken) {
+        while !woken.written.is_empty() && !woken.is_urgent() {
             let left = until.saturating_sub(self.host.now());
             if left.is_zero() {
                 break;
             }
             std::thread::park_timeout(left.min(GLANCE));
-            let more = wakes.wait(Duration::ZERO);
-            for changed in more.changed {
-                if !woken.changed.contains(&changed) {
-                    woken.changed.push(changed);
-                }
-            }
-            woken.gone.extend(more.gone);
-            woken.overflow |= more.overflow;
-            woken.called |= more.called;
+            woken.extend(wakes.wait(Duration::ZERO));
         }
         woken
     }

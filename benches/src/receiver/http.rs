@@ -41,7 +41,7 @@ impl Request {
 }
 
 /// The body of an answer that has been read to its end.
-pub(super) fn body(answer: &[u8]) -> Option<&[u8]> {
+pub(crate) fn body(answer: &[u8]) -> Option<&[u8]> {
     answer.get(memmem::find(answer, b"\r\n\r\n")? + 4..)
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::{Numbers, Seen};
 use http::Request;
+pub(crate) use http::body;
 
 /// Where the tally is read.
 pub(crate) const TALLY: &str = "/tally";
@@ -52,14 +53,26 @@ pub(crate) struct Tally {
     pub(crate) missing: u64,
 }
 
+/// Gets source and number of each line of a load that comes.
+type Tell = Box<dyn FnMut(u16, u64) + Send>;
+
 /// What all connections have received.
-#[derive(Debug, Default)]
-struct Received {
+#[derive(Default)]
+pub(crate) struct Received {
     tally: Tally,
     seen: BTreeMap<u16, Seen>,
+    tell: Option<Tell>,
 }
 
 impl Received {
+    /// Nothing yet; each line that comes is told.
+    pub(crate) fn telling(tell: Tell) -> Self {
+        Self {
+            tell: Some(tell),
+            ..Self::default()
+        }
+    }
+
     fn tally(&self) -> Tally {
         let sum = |of: &dyn Fn(&Seen) -> u64| self.seen.values().map(of).sum();
         Tally {
@@ -83,17 +96,18 @@ impl Receiver {
         let port = listener.local_addr()?.port();
         ringpilot::say::line(serde_json::json!({ "port": port }))?;
         if self.with_stdin {
-            std::thread::spawn(move || serve(&listener));
+            std::thread::spawn(move || serve(&listener, Received::default()));
             io::copy(&mut io::stdin().lock(), &mut io::sink())?;
         } else {
-            serve(&listener);
+            serve(&listener, Received::default());
         }
         Ok(())
     }
 }
 
-fn serve(listener: &TcpListener) {
-    let received = Arc::<Mutex<Received>>::default();
+/// Answers every connection, for ever.
+pub(crate) fn serve(listener: &TcpListener, received: Received) {
+    let received = Arc::new(Mutex::new(received));
     // A connection that failed before it was taken is its client's to make again.
     for stream in listener.incoming().flatten() {
         let received = Arc::clone(&received);
@@ -182,6 +196,9 @@ impl Desk {
         received.tally.records += records;
         received.tally.bytes += request.body.len() as u64;
         for (source, sequence) in &self.numbers {
+            if let Some(tell) = &mut received.tell {
+                tell(*source, *sequence);
+            }
             received.seen.entry(*source).or_default().note(*sequence);
         }
         Ok("200 OK")

@@ -5,7 +5,7 @@ use crate::load::Load;
 fn connect() -> io::Result<TcpStream> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let stream = TcpStream::connect(listener.local_addr()?)?;
-    std::thread::spawn(move || serve(&listener));
+    std::thread::spawn(move || serve(&listener, Received::default()));
     Ok(stream)
 }
 

@@ -254,21 +254,6 @@ impl Follower {
         wants.all(|want| !want.must_list && want.dirs.values().all(|dir| !dir.dirty))
     }
 
-    /// Whether something was heard that must not wait for more: anything but a write to a file that is followed.
-    #[must_use]
-    pub fn is_urgent(&self, woken: &Woken) -> bool {
-        woken.overflow
-            || woken.called
-            || !woken.gone.is_empty()
-            || woken.changed.iter().any(|(watch, name)| {
-                let of = self.watches.get(watch).map(|at| (at, name));
-                let known = of.and_then(|((want, at), name)| {
-                    followed(self.wants.get(want)?, at, name.as_deref())
-                });
-                known.is_none()
-            })
-    }
-
     /// When the next look is due if nothing is heard.
     #[must_use]
     pub fn due_at(&self, now: Duration) -> Duration {
@@ -387,7 +372,7 @@ impl Follower {
                 continue;
             };
             match followed(want, at, name.as_deref()) {
-                // A known name was written, or exchanged: its file is looked at now, the folder within a second.
+                // A known name went, or became another's: its file is looked at now, the folder within a second.
                 Some(stream) => {
                     heard.insert(stream, *id);
                     if let Some(dir) = want.dirs.get_mut(at) {
@@ -397,6 +382,25 @@ impl Follower {
                 None => {
                     want.verifies = true;
                     round.list_now.insert(*id);
+                }
+            }
+        }
+        for (watch, name) in woken.written {
+            let Some((id, at)) = self.watches.get(&watch) else {
+                continue;
+            };
+            let Some(want) = self.wants.get_mut(id) else {
+                continue;
+            };
+            match followed(want, at, name.as_deref()) {
+                Some(stream) => {
+                    heard.insert(stream, *id);
+                }
+                // Nobody's file, or one whose name was missed.
+                None => {
+                    if let Some(dir) = want.dirs.get_mut(at) {
+                        dir.dirty = true;
+                    }
                 }
             }
         }

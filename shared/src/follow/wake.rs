@@ -42,6 +42,9 @@ const EVENTS: AddWatchFlags = AddWatchFlags::IN_MODIFY
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE_SELF);
 
+/// Of these, what leaves all names as they are.
+const CONTENT: AddWatchFlags = AddWatchFlags::IN_MODIFY.union(AddWatchFlags::IN_ATTRIB);
+
 /// Bytes that one read takes: at least one event with the longest name, about 400 with usual ones.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -151,17 +154,20 @@ impl Inotify {
         }
         woken.overflow = heard.overflow;
         let mut watches = self.watches();
-        // One of our watches may be told by several of the kernel's.
-        let mut changed = HashSet::new();
         for (kernels, change) in heard.changes {
             // A watch that was taken away meanwhile tells nobody.
             let Some((_, ours)) = watches.ours.get(&kernels) else {
                 continue;
             };
+            // One of our watches may be told by several of the kernel's.
             for watch in ours {
-                let names = change.names.iter().cloned().map(Some);
-                let itself = change.itself.then_some(None);
-                changed.extend(names.chain(itself).map(|name| (*watch, name)));
+                let of = |names: &HashSet<OsString>| -> Vec<_> {
+                    let named =
+                        |name: &OsString| (*watch, (!name.is_empty()).then(|| name.clone()));
+                    names.iter().map(named).collect()
+                };
+                woken.changed.extend(of(&change.names));
+                woken.written.extend(of(&change.written));
             }
         }
         for kernels in heard.ended {
@@ -179,7 +185,6 @@ impl Inotify {
                 }
             }
         }
-        woken.changed = changed.into_iter().collect();
     }
 }
 
@@ -287,10 +292,12 @@ struct Heard {
     ended: Vec<i32>,
 }
 
+/// What happened in one directory; an empty name is the directory itself.
 #[derive(Debug, Default)]
 struct Change {
-    itself: bool,
+    /// Came, went or became others.
     names: HashSet<OsString>,
+    written: HashSet<OsString>,
 }
 
 impl Heard {
@@ -304,10 +311,13 @@ impl Heard {
             return;
         }
         let change = self.changes.entry(event.watch).or_default();
-        if event.name.is_empty() {
-            change.itself = true;
-        } else if !change.names.contains(event.name) {
-            change.names.insert(event.name.to_owned());
+        let names = if CONTENT.contains(event.mask.difference(AddWatchFlags::IN_ISDIR)) {
+            &mut change.written
+        } else {
+            &mut change.names
+        };
+        if !names.contains(event.name) {
+            names.insert(event.name.to_owned());
         }
     }
 }
@@ -369,7 +379,7 @@ mod tests {
             prop_assert_eq!(count, told.len());
             for (watch, name) in &told {
                 let change = &heard.changes[watch];
-                prop_assert!(name.is_empty() && change.itself || change.names.contains(OsStr::new(name)));
+                prop_assert!(change.written.contains(OsStr::new(name)));
             }
         }
 

@@ -5,6 +5,7 @@
 mod disk;
 mod real;
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
@@ -76,14 +77,33 @@ pub struct WatchId(pub u64);
 /// What a [`Wakes::wait`] ended with. Nothing of it when the time was over.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Woken {
-    /// Where something changed: the name in the watched directory, `None` for what is watched itself.
-    pub changed: Vec<(WatchId, Option<OsString>)>,
+    /// Names that came, went or became others: the name in the watched directory, `None` for what is watched itself.
+    pub changed: BTreeSet<(WatchId, Option<OsString>)>,
+    /// What was only written to, or given other rights or fewer names; named likewise.
+    pub written: BTreeSet<(WatchId, Option<OsString>)>,
     /// What these watched is deleted or unmounted: they tell nothing more. [`Wakes::unwatch`] is not needed.
     pub gone: Vec<WatchId>,
     /// Events were lost: everything must be looked at.
     pub overflow: bool,
     /// [`Wakes::wake`] was called.
     pub called: bool,
+}
+
+impl Woken {
+    /// Whether something was told that must not wait for more: anything but writes.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.overflow || self.called || !self.gone.is_empty() || !self.changed.is_empty()
+    }
+
+    /// Takes in what was told later.
+    pub fn extend(&mut self, mut later: Self) {
+        self.changed.append(&mut later.changed);
+        self.written.append(&mut later.written);
+        self.gone.append(&mut later.gone);
+        self.overflow |= later.overflow;
+        self.called |= later.called;
+    }
 }
 
 /// A file that is being followed, held open whatever becomes of its names.

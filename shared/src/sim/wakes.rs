@@ -35,10 +35,7 @@ pub(super) struct Listeners {
 struct Listener {
     id: u64,
     watches: HashMap<NodeId, Vec<WatchId>>,
-    changed: BTreeSet<(WatchId, Option<OsString>)>,
-    gone: BTreeSet<WatchId>,
-    overflow: bool,
-    called: bool,
+    told: Woken,
 }
 
 impl Listeners {
@@ -54,11 +51,25 @@ impl Listeners {
 
     /// Something changed in a directory, under this name, or in what is watched itself.
     pub(super) fn tell(&mut self, node: NodeId, name: Option<&OsStr>) {
+        self.tell_all(node, name, |told| &mut told.changed);
+    }
+
+    /// Something was written to.
+    fn tell_written(&mut self, node: NodeId, name: Option<&OsStr>) {
+        self.tell_all(node, name, |told| &mut told.written);
+    }
+
+    fn tell_all(
+        &mut self,
+        node: NodeId,
+        name: Option<&OsStr>,
+        which: impl Fn(&mut Woken) -> &mut BTreeSet<(WatchId, Option<OsString>)>,
+    ) {
         for listener in &mut self.all {
             for watch in listener.watches.get(&node).into_iter().flatten() {
                 if self.lost <= 0.0 || !self.rng.chance(self.lost) {
                     let name = name.map(OsStr::to_os_string);
-                    listener.changed.insert((*watch, name));
+                    which(&mut listener.told).insert((*watch, name));
                 }
             }
         }
@@ -68,6 +79,7 @@ impl Listeners {
     pub(super) fn gone(&mut self, node: NodeId) {
         for listener in &mut self.all {
             listener
+                .told
                 .gone
                 .extend(listener.watches.remove(&node).into_iter().flatten());
         }
@@ -85,8 +97,9 @@ impl Listeners {
     /// More has changed than the kernel remembers.
     pub(super) fn overflow(&mut self) {
         for listener in &mut self.all {
-            listener.changed.clear();
-            listener.overflow = true;
+            listener.told.changed.clear();
+            listener.told.written.clear();
+            listener.told.overflow = true;
         }
     }
 
@@ -95,10 +108,7 @@ impl Listeners {
         self.all.push(Listener {
             id: self.last,
             watches: HashMap::new(),
-            changed: BTreeSet::new(),
-            gone: BTreeSet::new(),
-            overflow: false,
-            called: false,
+            told: Woken::default(),
         });
         self.last
     }
@@ -119,9 +129,9 @@ impl Disk {
             return;
         }
         for (dir, name) in &self.nodes[id].named_in {
-            self.listeners.tell(*dir, Some(name));
+            self.listeners.tell_written(*dir, Some(name));
         }
-        self.listeners.tell(id, None);
+        self.listeners.tell_written(id, None);
     }
 }
 
@@ -207,17 +217,12 @@ impl Wakes for Ear {
         let Some(listener) = state.disk.listeners.of(self.id) else {
             return Woken::default();
         };
-        Woken {
-            changed: std::mem::take(&mut listener.changed).into_iter().collect(),
-            gone: std::mem::take(&mut listener.gone).into_iter().collect(),
-            overflow: std::mem::take(&mut listener.overflow),
-            called: std::mem::take(&mut listener.called),
-        }
+        std::mem::take(&mut listener.told)
     }
 
     fn wake(&self) {
         if let Some(listener) = self.machine.state().disk.listeners.of(self.id) {
-            listener.called = true;
+            listener.told.called = true;
         }
     }
 }
