@@ -39,8 +39,10 @@ pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
 const LIST_EVERY: Duration = Duration::from_secs(1);
 /// A file that nobody names any more is finished when it has not changed for this long.
 pub const FINISHED_AFTER: Duration = Duration::from_secs(5);
-/// Files that one owner may have followed.
+/// Files that one declaration of a container may have followed.
 pub const MOST_FILES: usize = 2_000;
+/// Files that one source of the operator's may have followed.
+pub const MOST_FILES_OF_HOST: usize = 50_000;
 
 /// What is to be followed.
 #[derive(Debug, Clone)]
@@ -59,6 +61,18 @@ pub struct Wanted {
     pub rotates_at_once: bool,
     /// Most bytes of its deleted files that are held.
     pub pinned_bytes: u64,
+}
+
+impl Wanted {
+    /// How many files may match.
+    #[must_use]
+    pub fn most_files(&self) -> usize {
+        if self.owner.is_empty() {
+            MOST_FILES_OF_HOST
+        } else {
+            MOST_FILES
+        }
+    }
 }
 
 /// Where reading stands.

@@ -9,14 +9,14 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::follower::{Dir, Follower, MOST_FILES, Round, tell};
+use super::follower::{Dir, Follower, Round, tell};
 use super::glob::{Pattern, walk};
 use super::rotation::{Candidate, base_of, is_compressed, may_be_rotated};
 use super::{Event, StreamKey, View, WantId};
 use crate::host::{EntryKind, WatchId};
 
-/// Rotated forms in the folders of one want that are looked at.
-const MOST_SIBLINGS: usize = 4 * MOST_FILES;
+/// Rotated forms in the folders of one want that are looked at, for each file that it may have.
+const MOST_SIBLINGS: usize = 4;
 
 /// What one listing found.
 #[derive(Default)]
@@ -45,10 +45,11 @@ impl Follower {
         let first = !want.looked;
         want.looked |= !listing.failed;
         want.must_list = false;
+        let most = want.wanted.most_files();
         if listing.too_many && !want.full {
             want.full = true;
             let error = io::Error::other(format!(
-                "more than {MOST_FILES} files match; the first {MOST_FILES} are followed"
+                "more than {most} files match; the first {most} are followed"
             ));
             tell(want, id, pattern.literal_dir(), &error, &mut round.events);
         }
@@ -85,6 +86,7 @@ impl Follower {
         let Some(want) = self.wants.get(&id) else {
             return listing;
         };
+        let most = want.wanted.most_files();
         let wakes = self.wakes.clone();
         let (dirs, fresh_dirs) = (&mut listing.dirs, &mut listing.fresh_dirs);
         let (found, others) = (&mut listing.found, &mut listing.others);
@@ -106,14 +108,14 @@ impl Follower {
                 if one.matches && (is_link || one.kind == EntryKind::File) {
                     let path = one.dir.join(one.name);
                     let is_new = !want.names.contains_key(&path);
-                    if is_new && want.names.len() + fresh >= MOST_FILES {
+                    if is_new && want.names.len() + fresh >= most {
                         *too_many = true;
                     } else {
                         fresh += usize::from(is_new);
                         found.insert(path, (one.inode, is_link));
                     }
                 } else if one.kind == EntryKind::File
-                    && others.len() < MOST_SIBLINGS
+                    && others.len() < MOST_SIBLINGS * most
                     && may_be_rotated(one.name)
                     && !is_compressed(one.name)
                 {

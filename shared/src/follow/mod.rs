@@ -24,7 +24,9 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-pub use follower::{FINISHED_AFTER, Follower, MOST_FILES, Positions, SWEEP_EVERY, Wanted};
+pub use follower::{
+    FINISHED_AFTER, Follower, MOST_FILES, MOST_FILES_OF_HOST, Positions, SWEEP_EVERY, Wanted,
+};
 pub use identity::Identity;
 pub use known::KnownStream;
 
