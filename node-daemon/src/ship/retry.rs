@@ -14,6 +14,8 @@ use crate::batch::{Batch, Chunk, Day, SpanOf};
 use crate::ledger::Tally;
 use crate::settings::OutputSettings;
 
+/// Between two words on an output in the log, at least.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Requests answered without trouble until one more may be in flight.
 const STEP_UP_AFTER: f64 = 8.0;
 
@@ -52,6 +54,10 @@ pub struct Shipper {
     next_number: u64,
     next_batch: u64,
     pause: Pause,
+    /// What the log says is wrong.
+    told: Option<Arc<str>>,
+    /// When the log last said anything.
+    told_at: Option<Duration>,
     random: u64,
 }
 
@@ -204,6 +210,8 @@ impl Shipper {
             next_number: 0,
             next_batch: 0,
             pause: Pause::default(),
+            told: None,
+            told_at: None,
             random: seed | 1,
         }
     }
@@ -373,7 +381,7 @@ impl Shipper {
                 if again.is_empty() { "ok" } else { "partial" }
             }
             Verdict::Failed { cause: why } => {
-                self.counts.trouble = Some(Arc::clone(&why));
+                self.note_trouble(now, Some(&why));
                 self.pause_output(now, why);
                 *self.counts.requests.entry("failed").or_default() += 1;
                 self.put_back(&name, vec![load]);
@@ -400,7 +408,9 @@ impl Shipper {
         };
         *self.counts.requests.entry(ended).or_default() += 1;
         self.pause = Pause::default();
-        self.counts.trouble = None;
+        if again.is_empty() {
+            self.note_trouble(now, None);
+        }
         if again.is_empty() {
             self.allowed = (self.allowed + 1.0 / STEP_UP_AFTER).min(self.most_in_flight);
             self.let_go(&name, &load);
@@ -410,7 +420,7 @@ impl Shipper {
         } else {
             self.allowed = (self.allowed / 2.0).max(1.0);
             let cause = cause.unwrap_or_else(|| "the output did not say why".into());
-            self.counts.trouble = Some(Arc::clone(&cause));
+            self.note_trouble(now, Some(&cause));
             self.counts.last_trouble = Some(Arc::clone(&cause));
             let random = self.random();
             if let Some(target) = self.targets.get_mut(&name) {
@@ -430,6 +440,28 @@ impl Shipper {
             self.shed(&name, &mut finished);
         }
         finished
+    }
+
+    /// Notes what is wrong, or that all is well again, and says so in the log: not each try, and not each flap.
+    fn note_trouble(&mut self, now: Duration, cause: Option<&Arc<str>>) {
+        let may_tell = self.told_at.is_none_or(|at| now >= at + TELL_EVERY);
+        match (cause, &self.told) {
+            (Some(cause), told) if told.as_ref() != Some(cause) && may_tell => {
+                tracing::warn!(
+                    "output `{}`: {cause}; it is tried again by itself",
+                    self.name
+                );
+                self.told = Some(Arc::clone(cause));
+                self.told_at = Some(now);
+            }
+            (None, Some(_)) if may_tell => {
+                tracing::info!("output `{}` takes records again", self.name);
+                self.told = None;
+                self.told_at = Some(now);
+            }
+            _ => {}
+        }
+        self.counts.trouble = cause.cloned();
     }
 
     /// Puts refused records of one load back: their dead letters could not be written. Their target waits.

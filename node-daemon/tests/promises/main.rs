@@ -1,3 +1,4 @@
-//! What users are promised, each promise on a whole simulated node, from seeds that a failure names.
+//! What users are promised: on a whole simulated node, from seeds that a failure names, and of the real program.
 
 mod no_line_is_lost;
+mod whatever_goes_wrong;

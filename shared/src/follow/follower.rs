@@ -42,7 +42,7 @@ pub const FINISHED_AFTER: Duration = Duration::from_secs(5);
 /// Files that one declaration of a container may have followed.
 pub const MOST_FILES: usize = 2_000;
 /// Files that one source of the operator's may have followed.
-pub const MOST_FILES_OF_HOST: usize = 50_000;
+pub const MOST_FILES_OF_HOST: usize = 10_000;
 
 /// What is to be followed.
 #[derive(Debug, Clone)]
