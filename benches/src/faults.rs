@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::daemon::{self, Daemon, is_delivered};
+use crate::elasticsearch;
 use crate::load::{Load, Numbers, Seen};
 
 /// Kills the daemon, or rotates its files under it, and counts every line.
@@ -48,6 +49,12 @@ pub(crate) struct Faults {
     /// The Docker Engine's socket; it must have the image `box`, whose entry point is `/bin/sh -c` of a busybox
     #[arg(long, required_if_eq("case", "lives"))]
     pub(crate) docker: Option<PathBuf>,
+    /// Longest time between two kills, in milliseconds
+    #[arg(long, default_value_t = 1_500)]
+    pub(crate) pause: u64,
+    /// An Elasticsearch or OpenSearch that gets the lines instead of files, such as http://127.0.0.1:9200
+    #[arg(long)]
+    pub(crate) server: Option<String>,
     /// Another order of kills
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -66,6 +73,8 @@ pub(crate) enum Case {
     Kills,
     /// The daemon stays; files rotate every 300 ms by rename, copy and truncate, delete and create, symlink swap.
     Rotations,
+    /// Nothing but writes, for as long as files are rotated with `rotations`: what happens to the server is another's.
+    Steady,
     /// The daemon stays; containers live 100 ms to 3 s and are removed at once.
     Lives,
 }
@@ -173,12 +182,18 @@ impl Faults {
             Some(socket) => format!("{{socket: {}}}", socket.display()),
             None => "false".to_owned(),
         };
+        let output = match &self.server {
+            Some(url) => format!("{{type: elasticsearch, hosts: [\"{url}\"], index: fault}}"),
+            None => format!(
+                "{{type: file, path: \"{}/out/{{target}}.ndjson\"}}",
+                dir.display()
+            ),
+        };
         let yaml = format!(
             "discover: {{docker: {docker}, cri: false, rings: false}}\n\
              sources: [{{name: fault, path: \"{}/*/app.log\"}}]\n\
-             outputs: {{files: {{type: file, path: \"{}/out/{{target}}.ndjson\"}}}}\n",
+             outputs: {{to: {output}}}\n",
             logs.display(),
-            dir.display()
         );
         let mut daemon = Daemon::new(daemon::program(self.program.as_deref())?, dir, &yaml)?;
         daemon.start()?;
@@ -204,7 +219,7 @@ impl Faults {
             // They stop whatever happens to the daemon.
             let happened = match case {
                 Case::Kills => self.kill_often(&mut daemon, containers, rate, &mut written),
-                Case::Rotations => {
+                Case::Rotations | Case::Steady => {
                     std::thread::sleep(Duration::from_secs(self.seconds));
                     Ok(0)
                 }
@@ -226,10 +241,10 @@ impl Faults {
         while arrived.0 < all && Instant::now() < deadline {
             daemon.wait_until(Duration::from_secs(120), is_delivered)?;
             std::thread::sleep(Duration::from_secs(1));
-            arrived = count(&dir.join("out"), &written)?;
+            arrived = self.count(dir, &written)?;
         }
         daemon.end(Signal::SIGTERM)?;
-        let (arrived, repeated) = count(&dir.join("out"), &written)?;
+        let (arrived, repeated) = self.count(dir, &written)?;
         Ok(Counted {
             case,
             written: all,
@@ -312,7 +327,9 @@ impl Faults {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             // A start alone takes some of it, so that kills fall into starts as well.
-            std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 1_500));
+            std::thread::sleep(Duration::from_millis(
+                20 + (state >> 33) % self.pause.max(1),
+            ));
             daemon.end(Signal::SIGKILL)?;
             daemon.start()?;
         }
@@ -363,6 +380,28 @@ impl Faults {
                 .into_iter()
                 .try_for_each(|life| life.join().expect("a life panicked"))
         })
+    }
+
+    /// How many of the lines written have arrived, and how many once more.
+    fn count(&self, dir: &Path, written: &BTreeMap<u16, u64>) -> anyhow::Result<(u64, u64)> {
+        let mut arrived = Arrived::new(written);
+        match &self.server {
+            Some(url) => elasticsearch::each_message(url, "fault", |text| arrived.note(text))?,
+            None => {
+                let mut line = Vec::new();
+                for entry in std::fs::read_dir(dir.join("out"))? {
+                    let mut file = BufReader::with_capacity(1 << 20, File::open(entry?.path())?);
+                    loop {
+                        line.clear();
+                        if file.read_until(b'\n', &mut line)? == 0 {
+                            break;
+                        }
+                        arrived.note(&line)?;
+                    }
+                }
+            }
+        }
+        Ok(arrived.sums())
     }
 
     fn docker(&self) -> anyhow::Result<Command> {
@@ -463,31 +502,42 @@ impl Log {
     }
 }
 
-/// How many of the lines written are in the files beneath `out`, and how many once more.
-fn count(out: &Path, written: &BTreeMap<u16, u64>) -> anyhow::Result<(u64, u64)> {
-    let numbers = Numbers::default();
-    let mut seen = BTreeMap::<u16, Seen>::new();
-    let mut line = Vec::new();
-    for entry in std::fs::read_dir(out)? {
-        let mut file = BufReader::with_capacity(1 << 20, File::open(entry?.path())?);
-        loop {
-            line.clear();
-            if file.read_until(b'\n', &mut line)? == 0 {
-                break;
-            }
-            let (source, sequence) = numbers
-                .of(&line)
-                .with_context(|| format!("no line of ours: {}", String::from_utf8_lossy(&line)))?;
-            let lines = written.get(&source).copied().unwrap_or_default();
-            ensure!(
-                sequence < lines,
-                "source {source} has no line {sequence}, only {lines}"
-            );
-            seen.entry(source).or_default().note(sequence);
+/// What has arrived of what was written.
+struct Arrived<'written> {
+    written: &'written BTreeMap<u16, u64>,
+    numbers: Numbers,
+    seen: BTreeMap<u16, Seen>,
+}
+
+impl<'written> Arrived<'written> {
+    fn new(written: &'written BTreeMap<u16, u64>) -> Self {
+        Self {
+            written,
+            numbers: Numbers::default(),
+            seen: BTreeMap::new(),
         }
     }
-    let sum = |of: &dyn Fn(&Seen) -> u64| seen.values().map(of).sum();
-    Ok((sum(&|seen| seen.distinct), sum(&|seen| seen.repeated)))
+
+    /// Notes a record. An error where nobody has written it.
+    fn note(&mut self, record: &[u8]) -> anyhow::Result<()> {
+        let (source, sequence) = self
+            .numbers
+            .of(record)
+            .with_context(|| format!("no line of ours: {}", String::from_utf8_lossy(record)))?;
+        let lines = self.written.get(&source).copied().unwrap_or_default();
+        ensure!(
+            sequence < lines,
+            "source {source} has no line {sequence}, only {lines}"
+        );
+        self.seen.entry(source).or_default().note(sequence);
+        Ok(())
+    }
+
+    /// How many lines, and how many came once more.
+    fn sums(&self) -> (u64, u64) {
+        let sum = |of: &dyn Fn(&Seen) -> u64| self.seen.values().map(of).sum();
+        (sum(&|seen| seen.distinct), sum(&|seen| seen.repeated))
+    }
 }
 
 #[cfg(test)]
@@ -503,6 +553,8 @@ mod tests {
             rate: 4_000_000,
             containers: 0,
             docker: None,
+            pause: 1_500,
+            server: None,
             seed: 1,
             program: None,
             json: true,

@@ -1,6 +1,7 @@
 //! `ringpilot-bench`: argv only; each scenario is a module.
 
 mod daemon;
+mod elasticsearch;
 mod faults;
 mod floor;
 mod load;
