@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::check;
+use crate::control::letters;
 use crate::demo;
 use crate::run;
 use crate::say::{self, Fault};
@@ -38,6 +39,7 @@ enum Command {
     Demo(demo::Args),
     Check(check::Args),
     Explain(explain::Args),
+    DeadLetters(letters::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -50,6 +52,7 @@ impl Command {
             Self::Demo(args) => demo::run(&args),
             Self::Check(args) => check::run(&args),
             Self::Explain(args) => explain::run(&args),
+            Self::DeadLetters(args) => letters::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),

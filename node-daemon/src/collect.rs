@@ -151,7 +151,8 @@ impl Collector {
                 }
             };
             match self.wanted(&workload, declaration, want) {
-                Ok((wanted, spec)) => {
+                Ok((wanted, spec, doubts)) => {
+                    problems.extend(doubts);
                     if known.is_none() {
                         self.pipeline.want(
                             want,
@@ -204,17 +205,10 @@ impl Collector {
         workload: &Workload,
         declaration: &Declaration,
         want: WantId,
-    ) -> Result<(Wanted, Arc<Spec>), Problem> {
+    ) -> Result<(Wanted, Arc<Spec>, Vec<Problem>), Problem> {
         let who = declare::who(workload);
-        let wrong = |key: &str, value: &str, reason: String, cure: &str| Problem {
-            container: match who.as_str() {
-                "" => format!("source `{}`", declaration.name),
-                who => format!("{who}, log `{}`", declaration.name),
-            },
-            key: format!("{}.{key}", declaration.name),
-            value: value.to_owned(),
-            reason,
-            cure: cure.to_owned(),
+        let wrong = |key: &str, value: &str, reason: String, cure: &str| {
+            problem_of(&who, declaration, key, value, reason, cure)
         };
         let limits = match workload.runtime {
             Runtime::Static => self.policy.limits(workload),
@@ -256,39 +250,13 @@ impl Collector {
                 }
             },
         };
-        let pattern = Pattern::new(&path).map_err(|error| {
-            let cure = "write an absolute path such as `/logs/*.log`";
-            wrong("path", &path, error.to_string(), cure)
-        })?;
-        let pattern_cure = "write a regular expression such as `^\\d{4}-`";
-        let charset = declaration
-            .encoding
-            .as_deref()
-            .filter(|label| !is_utf8(label))
-            .map(Charset::new)
-            .transpose()
-            .map_err(|reason| {
-                let value = declaration.encoding.as_deref().unwrap_or_default();
-                wrong(
-                    "encoding",
-                    value,
-                    reason,
-                    "write for example `gbk` or `utf-16le`",
-                )
-            })?;
-        let multiline = declaration
-            .multiline
-            .as_ref()
-            .map(Rule::new)
-            .transpose()
-            .map_err(|reason| wrong("multiline.pattern", "", reason, pattern_cure))?;
-        let filter = Filter::new(&declaration.include, &declaration.exclude)
-            .map_err(|reason| wrong("include_lines", "", reason, pattern_cure))?;
-        let parser =
-            Parser::new(&declaration.format, &self.settings.time_zone).map_err(|reason| {
-                let cure = "mend it as the reason says; until then the log is not collected";
-                wrong("format", format_name(&declaration.format), reason, cure)
-            })?;
+        let pattern = pattern(&who, declaration, &path)?;
+        let Compiled {
+            charset,
+            multiline,
+            filter,
+            parser,
+        } = compile(&who, declaration, &self.settings.time_zone)?;
         let tags = Tags::render(
             workload,
             declaration,
@@ -296,6 +264,18 @@ impl Collector {
             self.settings.fields,
             &self.settings.fields_from,
         );
+        let mut told = doubts(&who, declaration, &parser);
+        if tags.left_out > 0 {
+            told.push(wrong(
+                "tags",
+                "",
+                format!(
+                    "{} of its fields are left out: together they are too long",
+                    tags.left_out
+                ),
+                "declare fewer or shorter tags, labels and annotations; the log is collected without them",
+            ));
+        }
         let outputs = self
             .settings
             .outputs
@@ -367,7 +347,111 @@ impl Collector {
             rotates_at_once: envelope != Envelope::Plain,
             pinned_bytes: limits.pinned_bytes,
         };
-        Ok((wanted, Arc::new(spec)))
+        Ok((wanted, Arc::new(spec), told))
+    }
+}
+
+/// What a declaration says, ready to be used.
+#[derive(Debug)]
+pub struct Compiled {
+    charset: Option<Charset>,
+    multiline: Option<Rule>,
+    filter: Filter,
+    parser: Parser,
+}
+
+/// Compiles what a declaration says of its text: encoding, groups of lines, what is wanted, format. `who` is whose it
+/// is.
+///
+/// # Errors
+/// The first that is wrong: the log is not collected.
+pub fn compile(who: &str, declaration: &Declaration, zone: &str) -> Result<Compiled, Problem> {
+    let wrong = |key: &str, value: &str, reason: String, cure: &str| {
+        problem_of(who, declaration, key, value, reason, cure)
+    };
+    let pattern_cure = "write a regular expression such as `^\\d{4}-`";
+    let charset = declaration
+        .encoding
+        .as_deref()
+        .filter(|label| !is_utf8(label))
+        .map(Charset::new)
+        .transpose()
+        .map_err(|reason| {
+            let value = declaration.encoding.as_deref().unwrap_or_default();
+            wrong(
+                "encoding",
+                value,
+                reason,
+                "write for example `gbk` or `utf-16le`",
+            )
+        })?;
+    let multiline = declaration
+        .multiline
+        .as_ref()
+        .map(Rule::new)
+        .transpose()
+        .map_err(|reason| wrong("multiline.pattern", "", reason, pattern_cure))?;
+    let filter = Filter::new(&declaration.include, &declaration.exclude)
+        .map_err(|reason| wrong("include_lines", "", reason, pattern_cure))?;
+    let parser = Parser::new(&declaration.format, zone).map_err(|reason| {
+        let cure = "mend it as the reason says; until then the log is not collected";
+        wrong("format", format_name(&declaration.format), reason, cure)
+    })?;
+    Ok(Compiled {
+        charset,
+        multiline,
+        filter,
+        parser,
+    })
+}
+
+/// What a declaration would be told before anything runs: what keeps it from being collected, else what of it can have
+/// no effect.
+///
+/// # Errors
+/// What keeps it from being collected.
+pub fn judge(who: &str, declaration: &Declaration, zone: &str) -> Result<Vec<Problem>, Problem> {
+    if let What::Files(path) = &declaration.what {
+        pattern(who, declaration, path)?;
+    }
+    let compiled = compile(who, declaration, zone)?;
+    Ok(doubts(who, declaration, &compiled.parser))
+}
+
+fn pattern(who: &str, declaration: &Declaration, path: &str) -> Result<Pattern, Problem> {
+    Pattern::new(path).map_err(|error| {
+        let cure = "write an absolute path such as `/logs/*.log`";
+        problem_of(who, declaration, "path", path, error.to_string(), cure)
+    })
+}
+
+/// What of a format can have no effect.
+fn doubts(who: &str, declaration: &Declaration, parser: &Parser) -> Vec<Problem> {
+    let format = format_name(&declaration.format);
+    let cure = "mend it or leave it out; the log is collected all the same";
+    let doubts = parser.doubts().iter();
+    doubts
+        .map(|doubt| problem_of(who, declaration, "format", format, doubt.clone(), cure))
+        .collect()
+}
+
+fn problem_of(
+    who: &str,
+    declaration: &Declaration,
+    key: &str,
+    value: &str,
+    reason: String,
+    cure: &str,
+) -> Problem {
+    Problem {
+        container: match who {
+            "" => format!("source `{}`", declaration.name),
+            who => format!("{who}, log `{}`", declaration.name),
+        },
+        key: format!("{}.{key}", declaration.name),
+        value: value.to_owned(),
+        reason,
+        cure: cure.to_owned(),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::pipeline::{Pipeline, Turn};
 use crate::problem::{Problem, Problems};
 use crate::settings::Settings;
 use crate::ship::Verdict;
+use crate::ship::dead_letter::DeadLetterFiles;
 
 /// Between two saves at most.
 const SAVE_EVERY: Duration = Duration::from_millis(900);
@@ -44,6 +45,8 @@ pub struct Daemon {
     pub problems: Arc<Problems>,
     /// What it runs with.
     pub settings: Arc<Settings>,
+    /// What outputs refused.
+    pub dead_letters: Arc<DeadLetterFiles>,
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
@@ -62,6 +65,8 @@ pub struct Parts {
     pub host_root: PathBuf,
     /// The data path.
     pub pipeline: Arc<Pipeline>,
+    /// What outputs refused.
+    pub dead_letters: Arc<DeadLetterFiles>,
     /// Streams that the checkpoint knows.
     pub known: Vec<KnownStream>,
     /// Where problems are told.
@@ -87,6 +92,7 @@ impl Daemon {
             host,
             host_root,
             pipeline,
+            dead_letters,
             known,
             problems,
             runtime,
@@ -192,6 +198,7 @@ impl Daemon {
             pipeline,
             problems,
             settings,
+            dead_letters,
             stop,
             ready,
             looked,
@@ -354,12 +361,8 @@ impl FollowThread {
             let Some(spec) = self.pipeline.spec_of(*want) else {
                 continue;
             };
-            let container = match spec.who.as_str() {
-                "" => format!("source `{}`", spec.name),
-                who => format!("{who}, log `{}`", spec.name),
-            };
             let problem = Problem {
-                container,
+                container: spec.called(),
                 key: path.display().to_string(),
                 value: String::new(),
                 reason: reason.clone(),

@@ -44,6 +44,8 @@ pub mod daemon;
 
 pub mod status;
 
+pub mod control;
+
 pub mod run;
 
 pub mod demo;

@@ -14,6 +14,7 @@ use ringpilot_shared::host::{Host, RealHost};
 
 use crate::checkpoint::{Checkpoint, Loaded, LockHeld as Held, lock};
 use crate::cli::said;
+use crate::control::serve::Control;
 use crate::daemon::{Daemon, Parts, host_root};
 use crate::ledger::Ledger;
 use crate::pipeline::{Known, OutputPlan, Pipeline, Plan};
@@ -172,7 +173,7 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
     let pipeline = Pipeline::new(
         Arc::clone(&host) as _,
         checkpoint,
-        dead_letters,
+        Arc::clone(&dead_letters) as _,
         plan,
         known,
         seed,
@@ -183,6 +184,7 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
             settings,
             host,
             pipeline,
+            dead_letters,
             known: streams,
             problems,
             runtime,
@@ -302,7 +304,7 @@ fn serve(daemon: Daemon, host: &dyn Host) -> Result<ExitCode, Fault> {
         outputs = outputs.join(","),
         "ringpilot collects"
     );
-    let served = status::serve(&daemon);
+    let served = status::serve(&daemon, Control::of(&daemon));
     let signal = daemon
         .handle()
         .block_on(ended())

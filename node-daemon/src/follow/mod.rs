@@ -85,6 +85,13 @@ impl Spec {
     pub fn unit(&self) -> Unit {
         self.charset.as_ref().map_or(Unit::One, Charset::unit)
     }
+    /// How problems name it.
+    pub fn called(&self) -> String {
+        match self.who.as_str() {
+            "" => format!("source `{}`", self.name),
+            who => format!("{who}, log `{}`", self.name),
+        }
+    }
     /// Whether several physical lines may become one record, so that a group may be open at a file's end.
     pub fn joins(&self) -> bool {
         self.multiline.is_some() || self.envelope != Envelope::Plain

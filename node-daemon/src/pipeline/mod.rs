@@ -85,6 +85,17 @@ pub struct OutputPlan {
     pub dated: bool,
 }
 
+/// How an output is reached.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Where loads go.
+    pub output: Arc<dyn Output>,
+    /// How its records are written.
+    pub codec: Codec,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+}
+
 /// What the checkpoint knew at the start.
 #[derive(Debug, Default)]
 pub struct Known {
@@ -409,8 +420,9 @@ impl Pipeline {
         let refused = state.settle(output, finished);
         if !refused.is_empty() {
             let name = Arc::clone(&state.plan.outputs[output].shipper.name);
+            let whence: Vec<_> = refused.iter().map(|one| state.whence(one)).collect();
             drop(state);
-            let kept = self.bury(&name, &refused);
+            let kept = self.bury(&name, &refused, &whence);
             state = self.state.lock();
             state.buried(output, refused, kept, self.host.now());
         }
@@ -419,12 +431,20 @@ impl Pipeline {
         self.shipping[output].notify_one();
     }
 
-    fn bury(&self, output: &str, refused: &[Refusal]) -> Result<Kept, String> {
+    fn bury(
+        &self,
+        output: &str,
+        refused: &[Refusal],
+        whence: &[(String, String)],
+    ) -> Result<Kept, String> {
         let letters: Vec<Letter<'_>> = refused
             .iter()
-            .filter_map(|refusal| {
+            .zip(whence)
+            .filter_map(|(refusal, (log, path))| {
                 let (chunk, n, _) = ack::locate(refusal)?;
                 Some(Letter {
+                    log,
+                    path,
                     target: &refusal.batch.target,
                     day: chunk.day,
                     reason: &refusal.reason,
@@ -478,6 +498,28 @@ impl Pipeline {
     #[must_use]
     pub fn output(&self, output: usize) -> Arc<dyn Output> {
         Arc::clone(&self.state.lock().plan.outputs[output].shipper.output)
+    }
+
+    /// How an output is reached now, by its name.
+    #[must_use]
+    pub fn route_of(&self, name: &str) -> Option<Route> {
+        let state = self.state.lock();
+        let plan = state.plan.outputs.iter();
+        plan.filter(|plan| *plan.shipper.name == *name)
+            .map(|plan| Route {
+                output: Arc::clone(&plan.shipper.output),
+                codec: plan.codec,
+                timeout: plan.shipper.timeout,
+            })
+            .next()
+    }
+
+    /// What the outputs are called.
+    #[must_use]
+    pub fn output_names(&self) -> Vec<Arc<str>> {
+        let state = self.state.lock();
+        let names = state.plan.outputs.iter();
+        names.map(|plan| Arc::clone(&plan.shipper.name)).collect()
     }
 
     /// Wakes every thread that waits for work.

@@ -38,6 +38,8 @@ pub struct Shipper {
     pub flushing: bool,
     /// Its index or path is named by the day: one day a batch.
     pub dated: bool,
+    /// How long one attempt may take.
+    pub timeout: Duration,
     batch_bytes: usize,
     batch_wait: Duration,
     min_backoff: Duration,
@@ -191,6 +193,7 @@ impl Shipper {
             hungry: false,
             flushing: false,
             dated: true,
+            timeout: settings.timeout,
             // A batch must fit well into what may be held, or nothing would ever be full.
             batch_bytes: settings.batch_bytes.min(share / 8).max(1),
             batch_wait: settings.batch_wait.unwrap_or(batch_wait),

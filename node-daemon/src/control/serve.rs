@@ -1,0 +1,78 @@
+//! The daemon's end of the control socket: what it does when it is told to.
+//! Place: beside the status on the same socket, never on TCP.
+//! Invariants: an order is carried out also when who gave it has gone; one of a kind at a time.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+
+use super::Refused;
+use crate::daemon::Daemon;
+use crate::pipeline::Pipeline;
+use crate::problem::use_instead;
+use crate::ship::dead_letter::{DeadLetterFiles, resend};
+
+/// What orders are carried out with.
+#[derive(Debug)]
+pub struct Control {
+    pipeline: Arc<Pipeline>,
+    letters: Arc<DeadLetterFiles>,
+}
+
+impl Control {
+    /// The control of a daemon.
+    #[must_use]
+    pub fn of(daemon: &Daemon) -> Arc<Self> {
+        Arc::new(Self {
+            pipeline: Arc::clone(&daemon.pipeline),
+            letters: Arc::clone(&daemon.dead_letters),
+        })
+    }
+}
+
+/// The orders, for who may give them.
+pub fn router(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/control/dead-letters/{output}/retry", post(retry))
+        .with_state(control)
+}
+
+fn refused(cause: impl Into<String>, cure: impl Into<String>, exit: u8) -> Response {
+    let refused = Refused {
+        cause: cause.into(),
+        cure: cure.into(),
+        exit,
+    };
+    (StatusCode::CONFLICT, Json(refused)).into_response()
+}
+
+/// Sends an output's dead letters again.
+async fn retry(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Response {
+    let Some(route) = control.pipeline.route_of(&name) else {
+        let names = control.pipeline.output_names();
+        let known: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        return refused(
+            format!("no output is called `{name}` now"),
+            format!("{}, or configure it again", use_instead(&name, &known)),
+            1,
+        );
+    };
+    let letters = Arc::clone(&control.letters);
+    // A task of its own: it ends also when who asked has gone.
+    let sent = tokio::spawn(async move {
+        resend(&letters, &name, &route.output, route.codec, route.timeout).await
+    });
+    match sent.await {
+        Ok(Ok(resent)) => Json(resent).into_response(),
+        Ok(Err(cause)) => refused(cause, "mend what it names, and call this again", 1),
+        Err(error) => refused(
+            format!("it was not carried out: {error}"),
+            "see the daemon's log",
+            1,
+        ),
+    }
+}
