@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::check;
-use crate::control::letters;
+use crate::control::{letters, reload};
 use crate::demo;
 use crate::run;
 use crate::say::{self, Fault};
@@ -40,6 +40,7 @@ enum Command {
     Check(check::Args),
     Explain(explain::Args),
     DeadLetters(letters::Args),
+    Reload(reload::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -53,6 +54,7 @@ impl Command {
             Self::Check(args) => check::run(&args),
             Self::Explain(args) => explain::run(&args),
             Self::DeadLetters(args) => letters::run(&args),
+            Self::Reload(args) => reload::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),

@@ -21,7 +21,7 @@ use crate::filter::Filter;
 use crate::follow::{Shown, Spec};
 use crate::parse::Parser;
 use crate::pipeline::Pipeline;
-use crate::policy::Policy;
+use crate::policy::{Limits, Policy};
 use crate::problem::{Problem, Problems};
 use crate::settings::Settings;
 use crate::tag::Tags;
@@ -106,6 +106,21 @@ impl Collector {
         self.workloads.values().map(|one| &one.workload)
     }
 
+    /// The configuration is another from now on: every workload is judged by it.
+    ///
+    /// # Errors
+    /// When the policy has a pattern that is none; then nothing is changed.
+    pub fn reload(&mut self, settings: Arc<Settings>) -> Result<Vec<Follow>, Problem> {
+        self.policy = Policy::new(&settings.policy)?;
+        self.reading = Reading::of(&settings);
+        self.settings = settings;
+        let workloads: Vec<Workload> = self.workloads().cloned().collect();
+        let told = workloads
+            .into_iter()
+            .map(|workload| self.judged(workload, true));
+        Ok(told.collect::<Vec<_>>().concat())
+    }
+
     /// Takes one thing that was heard; what the follower is to be told.
     pub fn heard(&mut self, heard: Heard) -> Vec<Follow> {
         match heard {
@@ -131,6 +146,11 @@ impl Collector {
     }
 
     fn here(&mut self, workload: Workload) -> Vec<Follow> {
+        self.judged(workload, false)
+    }
+
+    /// A workload is here, or (`again`) is judged by another configuration.
+    fn judged(&mut self, workload: Workload, again: bool) -> Vec<Follow> {
         let key = (workload.runtime, workload.id.clone());
         let (declarations, mut problems) = match workload.runtime {
             Runtime::Static => (self.settings.sources.clone(), Vec::new()),
@@ -141,6 +161,17 @@ impl Collector {
             wants: HashMap::new(),
         });
         let mut told = Vec::new();
+        let mut left = Vec::new();
+        if again {
+            let is_declared = |name: &str| declarations.iter().any(|one| one.name == name);
+            let gone: Vec<String> = collected
+                .wants
+                .keys()
+                .filter(|name| !is_declared(name))
+                .cloned()
+                .collect();
+            left.extend(gone.iter().filter_map(|name| collected.wants.remove(name)));
+        }
         for declaration in &declarations {
             let known = collected.wants.get(&declaration.name);
             let want = match known {
@@ -151,8 +182,19 @@ impl Collector {
                 }
             };
             match self.wanted(&workload, declaration, want) {
-                Ok((wanted, spec, doubts)) => {
+                Ok((mut wanted, spec, doubts)) => {
                     problems.extend(doubts);
+                    let mut known = known.cloned();
+                    // Another path is another want.
+                    if let Some(old) = known.take_if(|old| again && old.pattern != wanted.pattern) {
+                        left.push(old);
+                        self.next_want += 1;
+                        wanted.want = WantId(self.next_want);
+                    }
+                    let (known, want) = (known.as_ref(), wanted.want);
+                    if known.is_some() && again {
+                        self.pipeline.respec(want, &spec);
+                    }
                     if known.is_none() {
                         self.pipeline.want(
                             want,
@@ -162,15 +204,26 @@ impl Collector {
                         );
                     }
                     let is_news = known.is_none_or(|old| {
-                        old.view != wanted.view || collected.workload.state != workload.state
+                        old.view != wanted.view
+                            || old.pinned_bytes != wanted.pinned_bytes
+                            || collected.workload.state != workload.state
                     });
                     if is_news {
                         told.push(Follow::Want(wanted.clone()));
                     }
                     collected.wants.insert(declaration.name.clone(), wanted);
                 }
-                Err(problem) => problems.push(problem),
+                Err(problem) => {
+                    problems.push(problem);
+                    if again {
+                        left.extend(collected.wants.remove(&declaration.name));
+                    }
+                }
             }
+        }
+        for wanted in left {
+            self.pipeline.drop_want(wanted.want);
+            told.push(Follow::Unwant(wanted.want));
         }
         // One that has ended may start again; until then its files are read to their ends.
         if workload.state == State::Ended {
@@ -211,7 +264,11 @@ impl Collector {
             problem_of(&who, declaration, key, value, reason, cure)
         };
         let limits = match workload.runtime {
-            Runtime::Static => self.policy.limits(workload),
+            // The operator's own are read as fast as they are written.
+            Runtime::Static => Limits {
+                rate: None,
+                ..self.policy.limits(workload)
+            },
             _ => self.policy.allows(workload, declaration)?,
         };
         let view = View {
@@ -280,10 +337,10 @@ impl Collector {
             .settings
             .outputs
             .iter()
-            .enumerate()
-            .filter(|(_, output)| {
+            .filter(|output| {
                 declaration.outputs.is_empty() || declaration.outputs.contains(&output.name)
             })
+            .filter_map(|output| Some((self.pipeline.slot_of(&output.name)?, output)))
             .map(|(n, output)| {
                 let target = declaration.target_for(&output.kind);
                 let target = match output.kind.as_str() {

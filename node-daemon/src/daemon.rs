@@ -47,11 +47,43 @@ pub struct Daemon {
     pub settings: Arc<Settings>,
     /// What outputs refused.
     pub dead_letters: Arc<DeadLetterFiles>,
+    reconfigure: tokio::sync::mpsc::Sender<Reconfigure>,
+    shipping: Shipping,
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     runtime: tokio::runtime::Runtime,
+}
+
+/// Another configuration for who collects.
+#[derive(Debug)]
+pub struct Reconfigure {
+    /// What counts from now on.
+    pub settings: Arc<Settings>,
+    /// Told when it does.
+    pub done: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Sends what outputs have to send.
+#[derive(Debug, Clone)]
+pub struct Shipping {
+    pipeline: Arc<Pipeline>,
+    host: Arc<dyn Host>,
+    stop: Arc<AtomicBool>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Shipping {
+    /// Sends what one output has to send from now on, until the daemon ends.
+    pub fn begin(&self, output: usize) {
+        self.runtime.spawn(ship(
+            Arc::clone(&self.pipeline),
+            Arc::clone(&self.host),
+            output,
+            Arc::clone(&self.stop),
+        ));
+    }
 }
 
 /// What a daemon is made of, once everything is opened.
@@ -127,7 +159,11 @@ impl Daemon {
         {
             let (pipeline, stop, host) =
                 (Arc::clone(&pipeline), Arc::clone(&stop), Arc::clone(&host));
-            spawn("save", Box::new(move || save(&pipeline, &stop, &*host)))?;
+            let problems = Arc::clone(&problems);
+            spawn(
+                "save",
+                Box::new(move || save(&pipeline, &stop, &*host, &problems)),
+            )?;
         }
         let follower = Follower::new(Arc::clone(&host), known, seed);
         let wakes = follower.wakes();
@@ -159,14 +195,14 @@ impl Daemon {
                 }),
             )?;
         }
-        for (output, settings) in settings.outputs.iter().enumerate() {
-            runtime.spawn(ship(
-                Arc::clone(&pipeline),
-                Arc::clone(&host),
-                output,
-                settings.timeout,
-                Arc::clone(&stop),
-            ));
+        let shipping = Shipping {
+            pipeline: Arc::clone(&pipeline),
+            host: Arc::clone(&host),
+            stop: Arc::clone(&stop),
+            runtime: runtime.handle().clone(),
+        };
+        for output in 0..settings.outputs.len() {
+            shipping.begin(output);
         }
         let mut collector = Collector::new(
             Arc::clone(&settings),
@@ -186,9 +222,11 @@ impl Daemon {
             let _inside = runtime.enter();
             discover::spawn(&settings, &host_root, &variable)
         };
+        let (reconfigure, reconfigured) = tokio::sync::mpsc::channel(1);
         runtime.spawn(collect(
             collector,
             heard,
+            reconfigured,
             commands,
             wakes,
             expected,
@@ -199,6 +237,8 @@ impl Daemon {
             problems,
             settings,
             dead_letters,
+            reconfigure,
+            shipping,
             stop,
             ready,
             looked,
@@ -223,6 +263,18 @@ impl Daemon {
     #[must_use]
     pub fn has_looked(&self) -> bool {
         self.looked.load(Ordering::Acquire)
+    }
+
+    /// Where another configuration is told.
+    #[must_use]
+    pub fn collector(&self) -> tokio::sync::mpsc::Sender<Reconfigure> {
+        self.reconfigure.clone()
+    }
+
+    /// Who sends.
+    #[must_use]
+    pub fn shipping(&self) -> Shipping {
+        self.shipping.clone()
     }
 
     /// Where the daemon's network tasks run.
@@ -271,7 +323,7 @@ fn work(pipeline: &Pipeline, stop: &AtomicBool) {
     }
 }
 
-fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host) {
+fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host, problems: &Problems) {
     let mut saved_at = host.now();
     let mut is_failing = false;
     while !stop.load(Ordering::Acquire) {
@@ -281,6 +333,7 @@ fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host) {
             continue;
         }
         saved_at = host.now();
+        problems.set("rates", pipeline.held_back());
         match pipeline.save() {
             Ok(()) if is_failing => {
                 is_failing = false;
@@ -424,17 +477,11 @@ fn cure(kind: std::io::ErrorKind, reason: &str) -> &'static str {
 }
 
 /// Sends what one output has to send, as many requests at a time as it allows.
-async fn ship(
-    pipeline: Arc<Pipeline>,
-    host: Arc<dyn Host>,
-    output: usize,
-    timeout: Duration,
-    stop: Arc<AtomicBool>,
-) {
-    let to = pipeline.output(output);
+async fn ship(pipeline: Arc<Pipeline>, host: Arc<dyn Host>, output: usize, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Acquire) {
         while let Some(attempt) = pipeline.next_load(output) {
-            let (pipeline, to) = (Arc::clone(&pipeline), Arc::clone(&to));
+            let pipeline = Arc::clone(&pipeline);
+            let (to, timeout) = pipeline.way_of(output);
             tokio::spawn(async move {
                 // An output gives up by itself within its time; this is for one that does not.
                 let guard = timeout * PATIENCE;
@@ -460,6 +507,7 @@ async fn ship(
 async fn collect(
     mut collector: Collector,
     mut heard: tokio::sync::mpsc::Receiver<Heard>,
+    mut reconfigured: tokio::sync::mpsc::Receiver<Reconfigure>,
     commands: mpsc::Sender<Follow>,
     wakes: Option<Arc<dyn Wakes>>,
     mut expected: Vec<Runtime>,
@@ -467,7 +515,7 @@ async fn collect(
 ) {
     let late = tokio::time::sleep(FIRST_LISTS);
     tokio::pin!(late);
-    let mut is_started = false;
+    let (mut is_started, mut hears) = (false, true);
     loop {
         if !is_started && expected.is_empty() {
             is_started = true;
@@ -478,14 +526,39 @@ async fn collect(
             }
         }
         let one = tokio::select! {
-            one = heard.recv() => one,
+            one = heard.recv(), if hears => one,
             () = &mut late, if !is_started => {
                 // A runtime that does not answer keeps nobody from collecting the others.
                 expected.clear();
                 continue;
             }
+            reconfigure = reconfigured.recv() => {
+                let Some(Reconfigure { settings, done }) = reconfigure else {
+                    // The daemon ends.
+                    return;
+                };
+                match collector.reload(settings) {
+                    Ok(told) => {
+                        for follow in told {
+                            tracing::debug!("{follow}");
+                            drop(commands.send(follow));
+                        }
+                    }
+                    Err(problem) => tracing::error!("{problem}"),
+                }
+                if let Some(wakes) = &wakes {
+                    wakes.wake();
+                }
+                // Who asked may have gone.
+                done.send(()).ok();
+                continue;
+            }
         };
-        let Some(one) = one else { return };
+        let Some(one) = one else {
+            // No runtime is left to be heard; another configuration may still come.
+            hears = false;
+            continue;
+        };
         if let Heard::Listed(runtime) = one
             && let Some(at) = expected.iter().position(|expected| *expected == runtime)
         {

@@ -4,6 +4,7 @@
 //! of cause and one of cure.
 
 pub mod letters;
+pub mod reload;
 pub mod serve;
 
 use std::io::{self, Read as _, Write as _};

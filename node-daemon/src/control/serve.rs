@@ -11,6 +11,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 
 use super::Refused;
+use super::reload::Reloader;
 use crate::daemon::Daemon;
 use crate::pipeline::Pipeline;
 use crate::problem::use_instead;
@@ -21,15 +22,17 @@ use crate::ship::dead_letter::{DeadLetterFiles, resend};
 pub struct Control {
     pipeline: Arc<Pipeline>,
     letters: Arc<DeadLetterFiles>,
+    reloader: Option<Arc<Reloader>>,
 }
 
 impl Control {
     /// The control of a daemon.
     #[must_use]
-    pub fn of(daemon: &Daemon) -> Arc<Self> {
+    pub fn of(daemon: &Daemon, reloader: Option<Arc<Reloader>>) -> Arc<Self> {
         Arc::new(Self {
             pipeline: Arc::clone(&daemon.pipeline),
             letters: Arc::clone(&daemon.dead_letters),
+            reloader,
         })
     }
 }
@@ -38,6 +41,7 @@ impl Control {
 pub fn router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/control/dead-letters/{output}/retry", post(retry))
+        .route("/control/reload", post(reload))
         .with_state(control)
 }
 
@@ -69,6 +73,37 @@ async fn retry(State(control): State<Arc<Control>>, Path(name): Path<String>) ->
     match sent.await {
         Ok(Ok(resent)) => Json(resent).into_response(),
         Ok(Err(cause)) => refused(cause, "mend what it names, and call this again", 1),
+        Err(error) => refused(
+            format!("it was not carried out: {error}"),
+            "see the daemon's log",
+            1,
+        ),
+    }
+}
+
+/// Reads the configuration again.
+async fn reload(State(control): State<Arc<Control>>) -> Response {
+    let Some(reloader) = control.reloader.clone() else {
+        return refused(
+            "this daemon has no configuration to reload",
+            "start one with `ringpilot run`",
+            1,
+        );
+    };
+    let done = tokio::spawn(async move { reloader.reload().await });
+    match done.await {
+        Ok(Ok(changed)) => Json(changed).into_response(),
+        Ok(Err(problems)) => {
+            let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            refused(
+                format!(
+                    "the new configuration is refused, the old one goes on: {}",
+                    told.join("; ")
+                ),
+                "mend it and reload again; `ringpilot check` tells all that is wrong",
+                2,
+            )
+        }
         Err(error) => refused(
             format!("it was not carried out: {error}"),
             "see the daemon's log",

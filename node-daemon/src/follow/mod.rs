@@ -121,6 +121,8 @@ pub struct Source {
     pub seen_at: Duration,
     /// Nothing more will be written to it.
     pub finished: bool,
+    /// The configuration does not want it any more.
+    pub ended: bool,
     /// The size at which an open group was last looked at because it had rested.
     pub rested_at: Option<u64>,
     /// What is not read up to there is lost, once who reads now has finished.
@@ -165,7 +167,7 @@ impl Source {
     }
     /// Whether nothing of it is left to be done.
     pub fn is_over(&self) -> bool {
-        self.finished
+        (self.finished || self.ended)
             && self
                 .flows
                 .iter()
@@ -188,7 +190,7 @@ impl Source {
     /// Bytes that a flow has not settled, of what is known to be there.
     pub fn lag(&self, flow: &Flow) -> u64 {
         let settled = flow.cursor.offset - flow.cursor.held_bytes().min(flow.cursor.offset);
-        if flow.turn == FlowTurn::Done && flow.spans.is_empty() {
+        if flow.retired || (flow.turn == FlowTurn::Done && flow.spans.is_empty()) {
             return 0;
         }
         self.stat.size.saturating_sub(settled)

@@ -8,11 +8,13 @@
 mod ack;
 mod apply;
 mod end;
+mod rate;
+mod reload;
 mod save;
 mod turn;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,6 +25,7 @@ use ringpilot_shared::follow::{Event, Positions, StreamKey, WantId};
 use ringpilot_shared::host::{Host, Wakes};
 use tokio::sync::Notify;
 
+pub use reload::MOST_OUTPUTS;
 pub use view::View;
 
 use crate::batch::{Codec, Day, Pool};
@@ -48,7 +51,7 @@ pub struct Pipeline {
     dead_letters: Arc<dyn DeadLetters>,
     budget: Arc<AtomicUsize>,
     pool: Arc<Pool>,
-    /// One for each output: told when it may have something to send.
+    /// One for each output there may ever be: told when it may have something to send.
     pub shipping: Vec<Notify>,
     saving: (Mutex<bool>, Condvar),
     /// Wakes the follower when there is something for it to judge.
@@ -147,6 +150,11 @@ struct State {
     closed: Vec<Ledger>,
     /// Outputs that should look for something to send.
     hungry: Vec<usize>,
+    rates: rate::Rates,
+    /// What the configuration does not want any more.
+    dropped_wants: HashSet<WantId>,
+    /// When it was last written down which outputs there are, nanoseconds since 1970.
+    outputs_told_ns: i64,
 }
 
 #[derive(Debug)]
@@ -211,7 +219,9 @@ impl Pipeline {
             .collect();
         let starved = plan.outputs.iter().map(|_| Vec::new()).collect();
         let closed = plan.outputs.iter().map(|_| Ledger::default()).collect();
-        let shipping = plan.outputs.iter().map(|_| Notify::new()).collect();
+        let shipping = (0..MOST_OUTPUTS.max(plan.outputs.len()))
+            .map(|_| Notify::new())
+            .collect();
         let saved_at = host.now();
         Arc::new(Self {
             state: Mutex::new(State {
@@ -244,6 +254,9 @@ impl Pipeline {
                 troubles: BTreeMap::new(),
                 closed,
                 hungry: Vec::new(),
+                rates: rate::Rates::default(),
+                dropped_wants: HashSet::new(),
+                outputs_told_ns: 0,
             }),
             work: Condvar::new(),
             host,
@@ -418,6 +431,9 @@ impl Pipeline {
             .shipper
             .finish(number, verdict, now);
         let refused = state.settle(output, finished);
+        if state.plan.outputs[output].shipper.removed {
+            state.drop_gathered(output);
+        }
         if !refused.is_empty() {
             let name = Arc::clone(&state.plan.outputs[output].shipper.name);
             let whence: Vec<_> = refused.iter().map(|one| state.whence(one)).collect();
@@ -471,7 +487,7 @@ impl Pipeline {
             .plan
             .outputs
             .iter()
-            .filter(|output| output.shipper.output.commits())
+            .filter(|output| output.shipper.output.commits() && !output.shipper.removed)
             .map(|output| Arc::clone(&output.shipper.output))
             .collect();
         drop(state);
@@ -500,12 +516,20 @@ impl Pipeline {
         Arc::clone(&self.state.lock().plan.outputs[output].shipper.output)
     }
 
+    /// Where an output's loads go, and how long one may take.
+    #[must_use]
+    pub fn way_of(&self, output: usize) -> (Arc<dyn Output>, Duration) {
+        let state = self.state.lock();
+        let shipper = &state.plan.outputs[output].shipper;
+        (Arc::clone(&shipper.output), shipper.timeout)
+    }
+
     /// How an output is reached now, by its name.
     #[must_use]
     pub fn route_of(&self, name: &str) -> Option<Route> {
         let state = self.state.lock();
         let plan = state.plan.outputs.iter();
-        plan.filter(|plan| *plan.shipper.name == *name)
+        plan.filter(|plan| !plan.shipper.removed && *plan.shipper.name == *name)
             .map(|plan| Route {
                 output: Arc::clone(&plan.shipper.output),
                 codec: plan.codec,
@@ -519,7 +543,10 @@ impl Pipeline {
     pub fn output_names(&self) -> Vec<Arc<str>> {
         let state = self.state.lock();
         let names = state.plan.outputs.iter();
-        names.map(|plan| Arc::clone(&plan.shipper.name)).collect()
+        names
+            .filter(|plan| !plan.shipper.removed)
+            .map(|plan| Arc::clone(&plan.shipper.name))
+            .collect()
     }
 
     /// Wakes every thread that waits for work.

@@ -367,7 +367,7 @@ fn a_daemon_tells_all_by_its_socket_the_ledger_closes_and_no_secret_is_shown() {
     );
     let (opened, host) = opened(dir.path(), &more);
     let daemon = Daemon::start(opened.parts).expect("started");
-    let served = serve(&daemon, crate::control::serve::Control::of(&daemon));
+    let served = serve(&daemon, crate::control::serve::Control::of(&daemon, None));
     let socket = dir.path().join("data").join(crate::control::SOCKET);
     let mut told = String::new();
     let mut is_good = false;
