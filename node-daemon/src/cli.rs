@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::check;
-use crate::control::{letters, reload};
+use crate::control::{letters, reload, tap, top};
 use crate::demo;
+use crate::import;
 use crate::run;
 use crate::say::{self, Fault};
 use crate::settings::VARIABLES;
@@ -41,6 +42,9 @@ enum Command {
     Explain(explain::Args),
     DeadLetters(letters::Args),
     Reload(reload::Args),
+    Top(top::Args),
+    Tap(tap::Args),
+    Import(import::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -55,6 +59,9 @@ impl Command {
             Self::Explain(args) => explain::run(&args),
             Self::DeadLetters(args) => letters::run(&args),
             Self::Reload(args) => reload::run(&args),
+            Self::Top(args) => top::run(&args),
+            Self::Tap(args) => tap::run(&args),
+            Self::Import(args) => import::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),

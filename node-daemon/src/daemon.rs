@@ -14,6 +14,7 @@ use ringpilot_shared::follow::{Event, Follower, KnownStream, Positions, WantId};
 use ringpilot_shared::host::{Host, Wakes, Woken};
 
 use crate::collect::{Collector, Follow};
+use crate::control::tap::Taps;
 use crate::discover::{self, Heard, Runtime, Workload};
 use crate::pipeline::{Pipeline, Turn};
 use crate::problem::{Problem, Problems};
@@ -71,6 +72,7 @@ pub struct Shipping {
     pipeline: Arc<Pipeline>,
     host: Arc<dyn Host>,
     stop: Arc<AtomicBool>,
+    taps: Arc<Taps>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -82,7 +84,14 @@ impl Shipping {
             Arc::clone(&self.host),
             output,
             Arc::clone(&self.stop),
+            Arc::clone(&self.taps),
         ));
+    }
+
+    /// Who looks on.
+    #[must_use]
+    pub fn taps(&self) -> Arc<Taps> {
+        Arc::clone(&self.taps)
     }
 }
 
@@ -199,6 +208,7 @@ impl Daemon {
             pipeline: Arc::clone(&pipeline),
             host: Arc::clone(&host),
             stop: Arc::clone(&stop),
+            taps: Arc::default(),
             runtime: runtime.handle().clone(),
         };
         for output in 0..settings.outputs.len() {
@@ -477,10 +487,17 @@ fn cure(kind: std::io::ErrorKind, reason: &str) -> &'static str {
 }
 
 /// Sends what one output has to send, as many requests at a time as it allows.
-async fn ship(pipeline: Arc<Pipeline>, host: Arc<dyn Host>, output: usize, stop: Arc<AtomicBool>) {
+async fn ship(
+    pipeline: Arc<Pipeline>,
+    host: Arc<dyn Host>,
+    output: usize,
+    stop: Arc<AtomicBool>,
+    taps: Arc<Taps>,
+) {
     while !stop.load(Ordering::Acquire) {
         while let Some(attempt) = pipeline.next_load(output) {
-            let pipeline = Arc::clone(&pipeline);
+            let (pipeline, host) = (Arc::clone(&pipeline), Arc::clone(&host));
+            let taps = Arc::clone(&taps);
             let (to, timeout) = pipeline.way_of(output);
             tokio::spawn(async move {
                 // An output gives up by itself within its time; this is for one that does not.
@@ -491,6 +508,7 @@ async fn ship(pipeline: Arc<Pipeline>, host: Arc<dyn Host>, output: usize, stop:
                         cause: format!("no answer within {guard:?}").into(),
                     },
                 };
+                taps.offer(&pipeline, &*host, output, &attempt.load, &verdict);
                 // Dead letters are written before the verdict counts: that blocks.
                 tokio::task::block_in_place(|| pipeline.finish(output, attempt.number, verdict));
             });

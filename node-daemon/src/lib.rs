@@ -46,6 +46,8 @@ pub mod status;
 
 pub mod control;
 
+pub mod import;
+
 pub mod run;
 
 pub mod demo;

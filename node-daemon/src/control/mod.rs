@@ -6,6 +6,8 @@
 pub mod letters;
 pub mod reload;
 pub mod serve;
+pub mod tap;
+pub mod top;
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -4,14 +4,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use super::Refused;
 use super::reload::Reloader;
+use super::tap::{Asked, Taps};
 use crate::daemon::Daemon;
 use crate::pipeline::Pipeline;
 use crate::problem::use_instead;
@@ -23,6 +25,7 @@ pub struct Control {
     pipeline: Arc<Pipeline>,
     letters: Arc<DeadLetterFiles>,
     reloader: Option<Arc<Reloader>>,
+    taps: Arc<Taps>,
 }
 
 impl Control {
@@ -33,6 +36,7 @@ impl Control {
             pipeline: Arc::clone(&daemon.pipeline),
             letters: Arc::clone(&daemon.dead_letters),
             reloader,
+            taps: daemon.shipping().taps(),
         })
     }
 }
@@ -42,6 +46,7 @@ pub fn router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/control/dead-letters/{output}/retry", post(retry))
         .route("/control/reload", post(reload))
+        .route("/control/tap", get(tap))
         .with_state(control)
 }
 
@@ -110,4 +115,22 @@ async fn reload(State(control): State<Arc<Control>>) -> Response {
             1,
         ),
     }
+}
+
+/// Shows records as they leave, until who asked goes away.
+async fn tap(State(control): State<Arc<Control>>, Query(asked): Query<Asked>) -> Response {
+    if !asked.output.is_empty() && control.pipeline.slot_of(&asked.output).is_none() {
+        let names = control.pipeline.output_names();
+        let known: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        let cause = format!("no output is called `{}`", asked.output);
+        return refused(cause, use_instead(&asked.output, &known), 2);
+    }
+    let Some(reads) = control.taps.open(asked) else {
+        return refused("too many look on already", "end another `ringpilot tap`", 1);
+    };
+    let lines = futures_util::stream::unfold(reads, |mut reads| async {
+        let line = reads.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), reads))
+    });
+    Body::from_stream(lines).into_response()
 }

@@ -15,6 +15,7 @@ use crate::checkpoint::{FlowKey, SavedFlow};
 use crate::declare::StartAt;
 use crate::flow::{Earlier, Flow, FlowTurn, Held, Position};
 use crate::follow::{Claim, Source, Spec};
+use crate::import::ANY;
 use crate::ledger::Lost;
 
 impl State {
@@ -203,6 +204,13 @@ impl State {
                 Some(StartAt::Age(_)) => 0,
             }
         };
+        // What another agent has read is not read again by a source that is made for the first time.
+        let any = FlowKey {
+            stream: seen.stream,
+            declaration: ANY.into(),
+            output: ANY.into(),
+        };
+        let imported = self.known.flows.get(&any).filter(|_| !is_durable).cloned();
         let mut flows = Vec::new();
         for (output, _) in &spec.outputs {
             let plan = &self.plan.outputs[*output];
@@ -217,6 +225,10 @@ impl State {
             .into_iter()
             .map(|(output, key, start)| match self.known.flows.remove(&key) {
                 Some(saved) => self.restore(output, &saved),
+                None if imported.is_some() => {
+                    let saved = imported.clone().unwrap_or_default();
+                    self.restore(output, &saved)
+                }
                 None => {
                     let position = Position {
                         offset: start,

@@ -28,8 +28,9 @@ use tokio::sync::Notify;
 pub use reload::MOST_OUTPUTS;
 pub use view::View;
 
-use crate::batch::{Codec, Day, Pool};
+use crate::batch::{Codec, Day, Pool, SpanOf};
 use crate::checkpoint::{Entry, FlowKey, Journal, SavedFlow, SavedSource};
+use crate::control::tap::Whose;
 use crate::declare::StartAt;
 use crate::flow::FlowTurn;
 use crate::follow::{Source, Spec};
@@ -522,6 +523,44 @@ impl Pipeline {
         let state = self.state.lock();
         let shipper = &state.plan.outputs[output].shipper;
         (Arc::clone(&shipper.output), shipper.timeout)
+    }
+
+    /// An output's name, and whose each of these spans of its flows is, for those who look on.
+    #[must_use]
+    pub fn logs_of(
+        &self,
+        output: usize,
+        spans: &[SpanOf],
+    ) -> Option<(Arc<str>, Vec<Option<Whose>>)> {
+        let state = self.state.lock();
+        let name = Arc::clone(&state.plan.outputs.get(output)?.shipper.name);
+        let mut last: Option<(u64, usize)> = None;
+        let mut all: Vec<Option<Whose>> = Vec::with_capacity(spans.len());
+        for span in spans {
+            let number = span.source / 256;
+            // Neighbours are mostly of one source.
+            if let Some((known, at)) = last
+                && known == number
+            {
+                let whose = all[at].clone();
+                all.push(whose);
+                continue;
+            }
+            last = Some((number, all.len()));
+            all.push(state.sources.get(&number).map(|source| {
+                let spec = source.spec();
+                Whose {
+                    called: spec.called(),
+                    names: vec![
+                        spec.who.clone(),
+                        spec.name.to_string(),
+                        spec.owner.to_string(),
+                        source.path.to_string_lossy().into_owned(),
+                    ],
+                }
+            }));
+        }
+        Some((name, all))
     }
 
     /// How an output is reached now, by its name.

@@ -210,19 +210,20 @@ fn called(container: &Container, name: &str) -> String {
 }
 
 /// What somebody asks for: a part of a name, or a whole one with stars.
-struct Wanted {
+#[derive(Debug)]
+pub(crate) struct Wanted {
     parts: Vec<String>,
 }
 
 impl Wanted {
-    fn new(pattern: &str) -> Self {
+    pub(crate) fn new(pattern: &str) -> Self {
         let parts = pattern.to_lowercase();
         Self {
             parts: parts.split('*').map(str::to_owned).collect(),
         }
     }
 
-    fn fits(&self, text: &str) -> bool {
+    pub(crate) fn fits(&self, text: &str) -> bool {
         let text = text.to_lowercase();
         let (Some(first), Some(last)) = (self.parts.first(), self.parts.last()) else {
             return true;

@@ -314,7 +314,7 @@ async fn on_socket(data_dir: PathBuf, router: Router, problems: Arc<Problems>) {
         match bind(&data_dir) {
             Ok(listener) => {
                 problems.clear("control");
-                if let Err(error) = axum::serve(Limited::new(listener), router.clone()).await {
+                if let Err(error) = axum::serve(Limited::lasting(listener), router.clone()).await {
                     tracing::warn!("the control socket: {error}");
                 }
             }
