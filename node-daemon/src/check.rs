@@ -2,19 +2,28 @@
 //! Place: a command; reads with the same code as the daemon.
 //! Invariant: exit code 0 means that the daemon would take all of it as it is.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
+use ringpilot_shared::host::RealHost;
 use serde::Serialize;
 
+use crate::checkpoint::{Entry, Journal, Loaded};
 use crate::cli::said;
-use crate::declare::{self, Declaration, Format, Reading, What};
+use crate::collect;
+use crate::declare::{self, Declaration, Reading, What};
 use crate::manifest;
 use crate::policy::Policy;
-use crate::problem::{Problem, of_operator};
+use crate::problem::{Escaped, Problem, of_operator};
 use crate::say::{self, Fault};
 use crate::settings::Settings;
+use crate::ship::{self, Guarantee};
+
+/// How long a connection is tried.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Check the configuration, or the logs that a workload's manifest declares.
 ///
@@ -32,6 +41,9 @@ pub struct Args {
     /// Workloads: Kubernetes objects or a compose file; `-` is stdin
     #[arg(short, long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
+    /// Try each output's connection, with its login
+    #[arg(long)]
+    connect: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -53,6 +65,14 @@ struct OutputReport {
     name: String,
     #[serde(rename = "type")]
     kind: String,
+    /// `effectively-once`, `at-least-once` or `not-acknowledged`; none where its settings are wrong.
+    guarantee: Option<Guarantee>,
+    /// Whether its connection works; none unless it was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected: Option<bool>,
+    /// Why its connection does not work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
 }
 
 /// A declared log as it would be collected.
@@ -63,6 +83,19 @@ struct LogReport {
     reads: String,
     target: String,
     format: &'static str,
+}
+
+/// Nothing is written, so nothing is noted.
+#[derive(Debug)]
+struct NoJournal;
+
+impl Journal for NoJournal {
+    fn append(&self, _: &[Entry]) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs the command.
@@ -92,7 +125,10 @@ fn report(args: &Args, env: &dyn Fn(&str) -> Option<String>) -> Report {
             for manifest in &args.manifest {
                 report.manifest(manifest, &settings);
             }
-            report.outputs(&settings);
+            for source in &settings.sources {
+                report.judge("", source, &settings);
+            }
+            report.outputs(&settings, args.connect);
         }
         Err(problems) => report.problems = problems,
     }
@@ -101,12 +137,89 @@ fn report(args: &Args, env: &dyn Fn(&str) -> Option<String>) -> Report {
 }
 
 impl Report {
-    fn outputs(&mut self, settings: &Settings) {
+    /// Makes each output as the daemon would; with `connect` each is tried.
+    fn outputs(&mut self, settings: &Settings, connect: bool) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let reason = format!("no threads can be had: {error}");
+                self.problems.push(of_operator("", "", reason, "free some"));
+                return;
+            }
+        };
+        let host = Arc::new(RealHost::new());
+        let share = settings.memory_budget / settings.outputs.len().max(1);
+        let inside = runtime.enter();
+        let mut probes = Vec::new();
         for output in &settings.outputs {
+            let made = ship::connect(
+                output,
+                share,
+                &settings.node_name,
+                &host,
+                Arc::new(NoJournal),
+                &Loaded::default(),
+            );
+            let guarantee = made.as_ref().ok().map(|made| made.guarantee());
+            match made {
+                Ok(made) if connect => {
+                    let wait = output.timeout.min(PATIENCE);
+                    probes.push(runtime.spawn(async move {
+                        match tokio::time::timeout(wait, made.probe()).await {
+                            Ok(probed) => probed.err(),
+                            Err(_) => Some(format!("no answer within {wait:?}")),
+                        }
+                    }));
+                }
+                Ok(_) => {}
+                Err(problems) => self.problems.extend(problems),
+            }
             self.outputs.push(OutputReport {
                 name: output.name.clone(),
                 kind: output.kind.clone(),
+                guarantee,
+                connected: None,
+                trouble: None,
             });
+        }
+        let tried = self
+            .outputs
+            .iter_mut()
+            .filter(|one| one.guarantee.is_some());
+        for (report, probe) in tried.zip(probes) {
+            let trouble = runtime
+                .block_on(probe)
+                .unwrap_or_else(|error| Some(format!("it could not be tried: {error}")));
+            report.connected = Some(trouble.is_none());
+            if let Some(trouble) = &trouble {
+                self.problems.push(of_operator(
+                    format!("outputs.{}", report.name),
+                    "",
+                    format!("it cannot be reached: {trouble}"),
+                    "mend its address, login or server; a running daemon tries again by itself and loses nothing",
+                ));
+            }
+            report.trouble = trouble;
+        }
+        drop(inside);
+        runtime.shutdown_timeout(Duration::from_millis(100));
+    }
+
+    /// What the daemon would say of a declaration; whether it would be collected.
+    fn judge(&mut self, who: &str, declaration: &Declaration, settings: &Settings) -> bool {
+        match collect::judge(who, declaration, &settings.time_zone) {
+            Ok(doubts) => {
+                self.warnings.extend(doubts);
+                true
+            }
+            Err(problem) => {
+                self.problems.push(problem);
+                false
+            }
         }
     }
 
@@ -158,11 +271,11 @@ impl Report {
                 let allowed = policy
                     .as_ref()
                     .map(|policy| policy.allows(workload, &declaration));
+                let who = declare::who(workload);
                 match allowed {
                     Some(Err(problem)) => self.problems.push(problem),
-                    _ => self
-                        .logs
-                        .push(LogReport::of(declare::who(workload), &declaration)),
+                    _ if !self.judge(&who, &declaration, settings) => {}
+                    _ => self.logs.push(LogReport::of(who, &declaration)),
                 }
             }
         }
@@ -210,15 +323,7 @@ impl LogReport {
                 What::Files(path) => path.clone(),
             },
             target: declaration.target.clone(),
-            format: match declaration.format {
-                Format::None => "none",
-                Format::Json(_) => "json",
-                Format::Csv { .. } => "csv",
-                Format::Nginx => "nginx",
-                Format::Apache2 => "apache2",
-                Format::ApacheError => "apache_error",
-                Format::Regexp { .. } => "regexp",
-            },
+            format: collect::format_name(&declaration.format),
         }
     }
 }
@@ -236,10 +341,21 @@ fn print(args: &Args, report: &Report) -> Result<(), Fault> {
             "{container}, log `{name}`: reads {reads} as {format}, target {target}"
         )))?;
     }
-    if args.manifest.is_empty() {
+    if args.manifest.is_empty() || args.connect {
         for output in &report.outputs {
+            let promise = match output.guarantee {
+                Some(Guarantee::EffectivelyOnce) => ", effectively once",
+                Some(Guarantee::AtLeastOnce) => ", at least once",
+                Some(Guarantee::NotAcknowledged) => ", not acknowledged by its protocol",
+                None => "",
+            };
+            let tried = match (output.connected, &output.trouble) {
+                (Some(true), _) => "; it answers".to_owned(),
+                (_, Some(trouble)) => format!("; {}", Escaped(trouble)),
+                _ => String::new(),
+            };
             said(say::line(format_args!(
-                "output `{}`: {}",
+                "output `{}`: {}{promise}{tried}",
                 output.name, output.kind
             )))?;
         }
@@ -279,6 +395,7 @@ mod tests {
                 .map(|text| write("pod.yaml", text))
                 .into_iter()
                 .collect(),
+            connect: false,
             json: false,
         };
         let mut report = report(&args, &|_| None);
@@ -291,7 +408,7 @@ mod tests {
     }
 
     const CONFIG: &str = "{node_name: n, policy: {namespaces: {shop: {targets: [shop-*]}}}, \
-                          outputs: {es: {type: elasticsearch, hosts: [http://u:hunter2@es], password: hunter2}}}";
+                          outputs: {es: {type: elasticsearch, hosts: [http://es], username: u, password: hunter2}}}";
 
     #[test]
     fn a_manifest_is_told_what_would_be_collected_and_what_not() {

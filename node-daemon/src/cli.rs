@@ -12,7 +12,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::check;
+use crate::control::{letters, reload, tap, top};
 use crate::demo;
+use crate::import;
 use crate::run;
 use crate::say::{self, Fault};
 use crate::settings::VARIABLES;
@@ -38,6 +40,11 @@ enum Command {
     Demo(demo::Args),
     Check(check::Args),
     Explain(explain::Args),
+    DeadLetters(letters::Args),
+    Reload(reload::Args),
+    Top(top::Args),
+    Tap(tap::Args),
+    Import(import::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -50,6 +57,11 @@ impl Command {
             Self::Demo(args) => demo::run(&args),
             Self::Check(args) => check::run(&args),
             Self::Explain(args) => explain::run(&args),
+            Self::DeadLetters(args) => letters::run(&args),
+            Self::Reload(args) => reload::run(&args),
+            Self::Top(args) => top::run(&args),
+            Self::Tap(args) => tap::run(&args),
+            Self::Import(args) => import::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),

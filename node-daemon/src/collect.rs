@@ -21,7 +21,7 @@ use crate::filter::Filter;
 use crate::follow::{Shown, Spec};
 use crate::parse::Parser;
 use crate::pipeline::Pipeline;
-use crate::policy::Policy;
+use crate::policy::{Limits, Policy};
 use crate::problem::{Problem, Problems};
 use crate::settings::Settings;
 use crate::tag::Tags;
@@ -106,6 +106,21 @@ impl Collector {
         self.workloads.values().map(|one| &one.workload)
     }
 
+    /// The configuration is another from now on: every workload is judged by it.
+    ///
+    /// # Errors
+    /// When the policy has a pattern that is none; then nothing is changed.
+    pub fn reload(&mut self, settings: Arc<Settings>) -> Result<Vec<Follow>, Problem> {
+        self.policy = Policy::new(&settings.policy)?;
+        self.reading = Reading::of(&settings);
+        self.settings = settings;
+        let workloads: Vec<Workload> = self.workloads().cloned().collect();
+        let told = workloads
+            .into_iter()
+            .map(|workload| self.judged(workload, true));
+        Ok(told.collect::<Vec<_>>().concat())
+    }
+
     /// Takes one thing that was heard; what the follower is to be told.
     pub fn heard(&mut self, heard: Heard) -> Vec<Follow> {
         match heard {
@@ -131,6 +146,11 @@ impl Collector {
     }
 
     fn here(&mut self, workload: Workload) -> Vec<Follow> {
+        self.judged(workload, false)
+    }
+
+    /// A workload is here, or (`again`) is judged by another configuration.
+    fn judged(&mut self, workload: Workload, again: bool) -> Vec<Follow> {
         let key = (workload.runtime, workload.id.clone());
         let (declarations, mut problems) = match workload.runtime {
             Runtime::Static => (self.settings.sources.clone(), Vec::new()),
@@ -141,6 +161,17 @@ impl Collector {
             wants: HashMap::new(),
         });
         let mut told = Vec::new();
+        let mut left = Vec::new();
+        if again {
+            let is_declared = |name: &str| declarations.iter().any(|one| one.name == name);
+            let gone: Vec<String> = collected
+                .wants
+                .keys()
+                .filter(|name| !is_declared(name))
+                .cloned()
+                .collect();
+            left.extend(gone.iter().filter_map(|name| collected.wants.remove(name)));
+        }
         for declaration in &declarations {
             let known = collected.wants.get(&declaration.name);
             let want = match known {
@@ -151,7 +182,19 @@ impl Collector {
                 }
             };
             match self.wanted(&workload, declaration, want) {
-                Ok((wanted, spec)) => {
+                Ok((mut wanted, spec, doubts)) => {
+                    problems.extend(doubts);
+                    let mut known = known.cloned();
+                    // Another path is another want.
+                    if let Some(old) = known.take_if(|old| again && old.pattern != wanted.pattern) {
+                        left.push(old);
+                        self.next_want += 1;
+                        wanted.want = WantId(self.next_want);
+                    }
+                    let (known, want) = (known.as_ref(), wanted.want);
+                    if known.is_some() && again {
+                        self.pipeline.respec(want, &spec);
+                    }
                     if known.is_none() {
                         self.pipeline.want(
                             want,
@@ -161,15 +204,26 @@ impl Collector {
                         );
                     }
                     let is_news = known.is_none_or(|old| {
-                        old.view != wanted.view || collected.workload.state != workload.state
+                        old.view != wanted.view
+                            || old.pinned_bytes != wanted.pinned_bytes
+                            || collected.workload.state != workload.state
                     });
                     if is_news {
                         told.push(Follow::Want(wanted.clone()));
                     }
                     collected.wants.insert(declaration.name.clone(), wanted);
                 }
-                Err(problem) => problems.push(problem),
+                Err(problem) => {
+                    problems.push(problem);
+                    if again {
+                        left.extend(collected.wants.remove(&declaration.name));
+                    }
+                }
             }
+        }
+        for wanted in left {
+            self.pipeline.drop_want(wanted.want);
+            told.push(Follow::Unwant(wanted.want));
         }
         // One that has ended may start again; until then its files are read to their ends.
         if workload.state == State::Ended {
@@ -204,20 +258,17 @@ impl Collector {
         workload: &Workload,
         declaration: &Declaration,
         want: WantId,
-    ) -> Result<(Wanted, Arc<Spec>), Problem> {
+    ) -> Result<(Wanted, Arc<Spec>, Vec<Problem>), Problem> {
         let who = declare::who(workload);
-        let wrong = |key: &str, value: &str, reason: String, cure: &str| Problem {
-            container: match who.as_str() {
-                "" => format!("source `{}`", declaration.name),
-                who => format!("{who}, log `{}`", declaration.name),
-            },
-            key: format!("{}.{key}", declaration.name),
-            value: value.to_owned(),
-            reason,
-            cure: cure.to_owned(),
+        let wrong = |key: &str, value: &str, reason: String, cure: &str| {
+            problem_of(&who, declaration, key, value, reason, cure)
         };
         let limits = match workload.runtime {
-            Runtime::Static => self.policy.limits(workload),
+            // The operator's own are read as fast as they are written.
+            Runtime::Static => Limits {
+                rate: None,
+                ..self.policy.limits(workload)
+            },
             _ => self.policy.allows(workload, declaration)?,
         };
         let view = View {
@@ -256,39 +307,13 @@ impl Collector {
                 }
             },
         };
-        let pattern = Pattern::new(&path).map_err(|error| {
-            let cure = "write an absolute path such as `/logs/*.log`";
-            wrong("path", &path, error.to_string(), cure)
-        })?;
-        let pattern_cure = "write a regular expression such as `^\\d{4}-`";
-        let charset = declaration
-            .encoding
-            .as_deref()
-            .filter(|label| !is_utf8(label))
-            .map(Charset::new)
-            .transpose()
-            .map_err(|reason| {
-                let value = declaration.encoding.as_deref().unwrap_or_default();
-                wrong(
-                    "encoding",
-                    value,
-                    reason,
-                    "write for example `gbk` or `utf-16le`",
-                )
-            })?;
-        let multiline = declaration
-            .multiline
-            .as_ref()
-            .map(Rule::new)
-            .transpose()
-            .map_err(|reason| wrong("multiline.pattern", "", reason, pattern_cure))?;
-        let filter = Filter::new(&declaration.include, &declaration.exclude)
-            .map_err(|reason| wrong("include_lines", "", reason, pattern_cure))?;
-        let parser =
-            Parser::new(&declaration.format, &self.settings.time_zone).map_err(|reason| {
-                let cure = "mend it as the reason says; until then the log is not collected";
-                wrong("format", format_name(&declaration.format), reason, cure)
-            })?;
+        let pattern = pattern(&who, declaration, &path)?;
+        let Compiled {
+            charset,
+            multiline,
+            filter,
+            parser,
+        } = compile(&who, declaration, &self.settings.time_zone)?;
         let tags = Tags::render(
             workload,
             declaration,
@@ -296,14 +321,26 @@ impl Collector {
             self.settings.fields,
             &self.settings.fields_from,
         );
+        let mut told = doubts(&who, declaration, &parser);
+        if tags.left_out > 0 {
+            told.push(wrong(
+                "tags",
+                "",
+                format!(
+                    "{} of its fields are left out: together they are too long",
+                    tags.left_out
+                ),
+                "declare fewer or shorter tags, labels and annotations; the log is collected without them",
+            ));
+        }
         let outputs = self
             .settings
             .outputs
             .iter()
-            .enumerate()
-            .filter(|(_, output)| {
+            .filter(|output| {
                 declaration.outputs.is_empty() || declaration.outputs.contains(&output.name)
             })
+            .filter_map(|output| Some((self.pipeline.slot_of(&output.name)?, output)))
             .map(|(n, output)| {
                 let target = declaration.target_for(&output.kind);
                 let target = match output.kind.as_str() {
@@ -367,7 +404,111 @@ impl Collector {
             rotates_at_once: envelope != Envelope::Plain,
             pinned_bytes: limits.pinned_bytes,
         };
-        Ok((wanted, Arc::new(spec)))
+        Ok((wanted, Arc::new(spec), told))
+    }
+}
+
+/// What a declaration says, ready to be used.
+#[derive(Debug)]
+pub struct Compiled {
+    charset: Option<Charset>,
+    multiline: Option<Rule>,
+    filter: Filter,
+    parser: Parser,
+}
+
+/// Compiles what a declaration says of its text: encoding, groups of lines, what is wanted, format. `who` is whose it
+/// is.
+///
+/// # Errors
+/// The first that is wrong: the log is not collected.
+pub fn compile(who: &str, declaration: &Declaration, zone: &str) -> Result<Compiled, Problem> {
+    let wrong = |key: &str, value: &str, reason: String, cure: &str| {
+        problem_of(who, declaration, key, value, reason, cure)
+    };
+    let pattern_cure = "write a regular expression such as `^\\d{4}-`";
+    let charset = declaration
+        .encoding
+        .as_deref()
+        .filter(|label| !is_utf8(label))
+        .map(Charset::new)
+        .transpose()
+        .map_err(|reason| {
+            let value = declaration.encoding.as_deref().unwrap_or_default();
+            wrong(
+                "encoding",
+                value,
+                reason,
+                "write for example `gbk` or `utf-16le`",
+            )
+        })?;
+    let multiline = declaration
+        .multiline
+        .as_ref()
+        .map(Rule::new)
+        .transpose()
+        .map_err(|reason| wrong("multiline.pattern", "", reason, pattern_cure))?;
+    let filter = Filter::new(&declaration.include, &declaration.exclude)
+        .map_err(|reason| wrong("include_lines", "", reason, pattern_cure))?;
+    let parser = Parser::new(&declaration.format, zone).map_err(|reason| {
+        let cure = "mend it as the reason says; until then the log is not collected";
+        wrong("format", format_name(&declaration.format), reason, cure)
+    })?;
+    Ok(Compiled {
+        charset,
+        multiline,
+        filter,
+        parser,
+    })
+}
+
+/// What a declaration would be told before anything runs: what keeps it from being collected, else what of it can have
+/// no effect.
+///
+/// # Errors
+/// What keeps it from being collected.
+pub fn judge(who: &str, declaration: &Declaration, zone: &str) -> Result<Vec<Problem>, Problem> {
+    if let What::Files(path) = &declaration.what {
+        pattern(who, declaration, path)?;
+    }
+    let compiled = compile(who, declaration, zone)?;
+    Ok(doubts(who, declaration, &compiled.parser))
+}
+
+fn pattern(who: &str, declaration: &Declaration, path: &str) -> Result<Pattern, Problem> {
+    Pattern::new(path).map_err(|error| {
+        let cure = "write an absolute path such as `/logs/*.log`";
+        problem_of(who, declaration, "path", path, error.to_string(), cure)
+    })
+}
+
+/// What of a format can have no effect.
+fn doubts(who: &str, declaration: &Declaration, parser: &Parser) -> Vec<Problem> {
+    let format = format_name(&declaration.format);
+    let cure = "mend it or leave it out; the log is collected all the same";
+    let doubts = parser.doubts().iter();
+    doubts
+        .map(|doubt| problem_of(who, declaration, "format", format, doubt.clone(), cure))
+        .collect()
+}
+
+fn problem_of(
+    who: &str,
+    declaration: &Declaration,
+    key: &str,
+    value: &str,
+    reason: String,
+    cure: &str,
+) -> Problem {
+    Problem {
+        container: match who {
+            "" => format!("source `{}`", declaration.name),
+            who => format!("{who}, log `{}`", declaration.name),
+        },
+        key: format!("{}.{key}", declaration.name),
+        value: value.to_owned(),
+        reason,
+        cure: cure.to_owned(),
     }
 }
 

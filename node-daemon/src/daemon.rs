@@ -14,11 +14,13 @@ use ringpilot_shared::follow::{Event, Follower, KnownStream, Positions, WantId};
 use ringpilot_shared::host::{Host, Wakes, Woken};
 
 use crate::collect::{Collector, Follow};
+use crate::control::tap::Taps;
 use crate::discover::{self, Heard, Runtime, Workload};
 use crate::pipeline::{Pipeline, Turn};
 use crate::problem::{Problem, Problems};
 use crate::settings::Settings;
 use crate::ship::Verdict;
+use crate::ship::dead_letter::DeadLetterFiles;
 
 /// Between two saves at most.
 const SAVE_EVERY: Duration = Duration::from_millis(900);
@@ -44,11 +46,53 @@ pub struct Daemon {
     pub problems: Arc<Problems>,
     /// What it runs with.
     pub settings: Arc<Settings>,
+    /// What outputs refused.
+    pub dead_letters: Arc<DeadLetterFiles>,
+    reconfigure: tokio::sync::mpsc::Sender<Reconfigure>,
+    shipping: Shipping,
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     runtime: tokio::runtime::Runtime,
+}
+
+/// Another configuration for who collects.
+#[derive(Debug)]
+pub struct Reconfigure {
+    /// What counts from now on.
+    pub settings: Arc<Settings>,
+    /// Told when it does.
+    pub done: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Sends what outputs have to send.
+#[derive(Debug, Clone)]
+pub struct Shipping {
+    pipeline: Arc<Pipeline>,
+    host: Arc<dyn Host>,
+    stop: Arc<AtomicBool>,
+    taps: Arc<Taps>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Shipping {
+    /// Sends what one output has to send from now on, until the daemon ends.
+    pub fn begin(&self, output: usize) {
+        self.runtime.spawn(ship(
+            Arc::clone(&self.pipeline),
+            Arc::clone(&self.host),
+            output,
+            Arc::clone(&self.stop),
+            Arc::clone(&self.taps),
+        ));
+    }
+
+    /// Who looks on.
+    #[must_use]
+    pub fn taps(&self) -> Arc<Taps> {
+        Arc::clone(&self.taps)
+    }
 }
 
 /// What a daemon is made of, once everything is opened.
@@ -62,6 +106,8 @@ pub struct Parts {
     pub host_root: PathBuf,
     /// The data path.
     pub pipeline: Arc<Pipeline>,
+    /// What outputs refused.
+    pub dead_letters: Arc<DeadLetterFiles>,
     /// Streams that the checkpoint knows.
     pub known: Vec<KnownStream>,
     /// Where problems are told.
@@ -87,6 +133,7 @@ impl Daemon {
             host,
             host_root,
             pipeline,
+            dead_letters,
             known,
             problems,
             runtime,
@@ -121,7 +168,11 @@ impl Daemon {
         {
             let (pipeline, stop, host) =
                 (Arc::clone(&pipeline), Arc::clone(&stop), Arc::clone(&host));
-            spawn("save", Box::new(move || save(&pipeline, &stop, &*host)))?;
+            let problems = Arc::clone(&problems);
+            spawn(
+                "save",
+                Box::new(move || save(&pipeline, &stop, &*host, &problems)),
+            )?;
         }
         let follower = Follower::new(Arc::clone(&host), known, seed);
         let wakes = follower.wakes();
@@ -153,14 +204,15 @@ impl Daemon {
                 }),
             )?;
         }
-        for (output, settings) in settings.outputs.iter().enumerate() {
-            runtime.spawn(ship(
-                Arc::clone(&pipeline),
-                Arc::clone(&host),
-                output,
-                settings.timeout,
-                Arc::clone(&stop),
-            ));
+        let shipping = Shipping {
+            pipeline: Arc::clone(&pipeline),
+            host: Arc::clone(&host),
+            stop: Arc::clone(&stop),
+            taps: Arc::default(),
+            runtime: runtime.handle().clone(),
+        };
+        for output in 0..settings.outputs.len() {
+            shipping.begin(output);
         }
         let mut collector = Collector::new(
             Arc::clone(&settings),
@@ -180,9 +232,11 @@ impl Daemon {
             let _inside = runtime.enter();
             discover::spawn(&settings, &host_root, &variable)
         };
+        let (reconfigure, reconfigured) = tokio::sync::mpsc::channel(1);
         runtime.spawn(collect(
             collector,
             heard,
+            reconfigured,
             commands,
             wakes,
             expected,
@@ -192,6 +246,9 @@ impl Daemon {
             pipeline,
             problems,
             settings,
+            dead_letters,
+            reconfigure,
+            shipping,
             stop,
             ready,
             looked,
@@ -216,6 +273,18 @@ impl Daemon {
     #[must_use]
     pub fn has_looked(&self) -> bool {
         self.looked.load(Ordering::Acquire)
+    }
+
+    /// Where another configuration is told.
+    #[must_use]
+    pub fn collector(&self) -> tokio::sync::mpsc::Sender<Reconfigure> {
+        self.reconfigure.clone()
+    }
+
+    /// Who sends.
+    #[must_use]
+    pub fn shipping(&self) -> Shipping {
+        self.shipping.clone()
     }
 
     /// Where the daemon's network tasks run.
@@ -264,7 +333,7 @@ fn work(pipeline: &Pipeline, stop: &AtomicBool) {
     }
 }
 
-fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host) {
+fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host, problems: &Problems) {
     let mut saved_at = host.now();
     let mut is_failing = false;
     while !stop.load(Ordering::Acquire) {
@@ -274,6 +343,7 @@ fn save(pipeline: &Pipeline, stop: &AtomicBool, host: &dyn Host) {
             continue;
         }
         saved_at = host.now();
+        problems.set("rates", pipeline.held_back());
         match pipeline.save() {
             Ok(()) if is_failing => {
                 is_failing = false;
@@ -354,12 +424,8 @@ impl FollowThread {
             let Some(spec) = self.pipeline.spec_of(*want) else {
                 continue;
             };
-            let container = match spec.who.as_str() {
-                "" => format!("source `{}`", spec.name),
-                who => format!("{who}, log `{}`", spec.name),
-            };
             let problem = Problem {
-                container,
+                container: spec.called(),
                 key: path.display().to_string(),
                 value: String::new(),
                 reason: reason.clone(),
@@ -417,13 +483,14 @@ async fn ship(
     pipeline: Arc<Pipeline>,
     host: Arc<dyn Host>,
     output: usize,
-    timeout: Duration,
     stop: Arc<AtomicBool>,
+    taps: Arc<Taps>,
 ) {
-    let to = pipeline.output(output);
     while !stop.load(Ordering::Acquire) {
         while let Some(attempt) = pipeline.next_load(output) {
-            let (pipeline, to) = (Arc::clone(&pipeline), Arc::clone(&to));
+            let (pipeline, host) = (Arc::clone(&pipeline), Arc::clone(&host));
+            let taps = Arc::clone(&taps);
+            let (to, timeout) = pipeline.way_of(output);
             tokio::spawn(async move {
                 // An output gives up by itself within its time; this is for one that does not.
                 let guard = timeout * PATIENCE;
@@ -433,6 +500,7 @@ async fn ship(
                         cause: format!("no answer within {guard:?}").into(),
                     },
                 };
+                taps.offer(&pipeline, &*host, output, &attempt.load, &verdict);
                 // Dead letters are written before the verdict counts: that blocks.
                 tokio::task::block_in_place(|| pipeline.finish(output, attempt.number, verdict));
             });
@@ -449,6 +517,7 @@ async fn ship(
 async fn collect(
     mut collector: Collector,
     mut heard: tokio::sync::mpsc::Receiver<Heard>,
+    mut reconfigured: tokio::sync::mpsc::Receiver<Reconfigure>,
     commands: mpsc::Sender<Follow>,
     wakes: Option<Arc<dyn Wakes>>,
     mut expected: Vec<Runtime>,
@@ -456,7 +525,7 @@ async fn collect(
 ) {
     let late = tokio::time::sleep(FIRST_LISTS);
     tokio::pin!(late);
-    let mut is_started = false;
+    let (mut is_started, mut hears) = (false, true);
     loop {
         if !is_started && expected.is_empty() {
             is_started = true;
@@ -467,14 +536,39 @@ async fn collect(
             }
         }
         let one = tokio::select! {
-            one = heard.recv() => one,
+            one = heard.recv(), if hears => one,
             () = &mut late, if !is_started => {
                 // A runtime that does not answer keeps nobody from collecting the others.
                 expected.clear();
                 continue;
             }
+            reconfigure = reconfigured.recv() => {
+                let Some(Reconfigure { settings, done }) = reconfigure else {
+                    // The daemon ends.
+                    return;
+                };
+                match collector.reload(settings) {
+                    Ok(told) => {
+                        for follow in told {
+                            tracing::debug!("{follow}");
+                            drop(commands.send(follow));
+                        }
+                    }
+                    Err(problem) => tracing::error!("{problem}"),
+                }
+                if let Some(wakes) = &wakes {
+                    wakes.wake();
+                }
+                // Who asked may have gone.
+                done.send(()).ok();
+                continue;
+            }
         };
-        let Some(one) = one else { return };
+        let Some(one) = one else {
+            // No runtime is left to be heard; another configuration may still come.
+            hears = false;
+            continue;
+        };
         if let Heard::Listed(runtime) = one
             && let Some(at) = expected.iter().position(|expected| *expected == runtime)
         {

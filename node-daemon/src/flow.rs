@@ -141,6 +141,8 @@ pub struct Flow {
     pub deficit: i64,
     /// Its cursor or ledger has moved since the last save.
     pub unsaved: bool,
+    /// Nobody wants it now: it is not read, and only settles what is on its way.
+    pub retired: bool,
 }
 
 /// Where a flow stands between being quiet and being read.
@@ -179,7 +181,14 @@ impl Flow {
             turn: FlowTurn::Quiet,
             deficit: 0,
             unsaved: true,
+            retired: false,
         }
+    }
+
+    /// It is not wanted any more. A worker that reads for it just now finds out when it commits.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.turn = FlowTurn::Done;
     }
 
     /// Takes note of a slice that was read: records to come, and what was settled on the spot.

@@ -44,6 +44,10 @@ pub mod daemon;
 
 pub mod status;
 
+pub mod control;
+
+pub mod import;
+
 pub mod run;
 
 pub mod demo;

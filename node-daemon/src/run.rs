@@ -12,8 +12,12 @@ use std::time::Duration;
 use ringpilot_shared::follow::KnownStream;
 use ringpilot_shared::host::{Host, RealHost};
 
-use crate::checkpoint::{Checkpoint, Loaded, LockHeld as Held, lock};
+use crate::checkpoint::{
+    Checkpoint, Entry, Journal as _, Loaded, LockHeld as Held, SavedFlow, lock,
+};
 use crate::cli::said;
+use crate::control::reload::{self, Reloader};
+use crate::control::serve::Control;
 use crate::daemon::{Daemon, Parts, host_root};
 use crate::ledger::Ledger;
 use crate::pipeline::{Known, OutputPlan, Pipeline, Plan};
@@ -63,11 +67,16 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
     }
     let host = Arc::new(RealHost::new());
     let opened = open(settings, Arc::clone(&host), args.once)?;
+    let reload = reload::Opened {
+        config: args.config.clone(),
+        checkpoint: Arc::clone(&opened.checkpoint),
+        host: Arc::clone(&host),
+    };
     let daemon = Daemon::start(opened.parts).map_err(|why| Fault::new(why, "see the log"))?;
     let ended = if args.once {
         once(daemon, &*host, args.json, &opened.before)
     } else {
-        serve(daemon, &*host)
+        serve(daemon, &*host, reload)
     };
     drop(opened.lock);
     ended
@@ -82,6 +91,8 @@ pub struct Opened {
     pub lock: Option<crate::checkpoint::Lock>,
     /// What was in the ledger of each output before this run.
     pub before: Vec<Ledger>,
+    /// The checkpoint.
+    pub checkpoint: Arc<Checkpoint>,
 }
 
 /// Opens everything a daemon is made of.
@@ -102,8 +113,13 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
         &mut files,
     );
     problems.set("checkpoint", opened.problems);
-    let loaded = opened.loaded;
+    let mut loaded = opened.loaded;
     let checkpoint = Arc::new(opened.checkpoint);
+    let forgotten = forget_outputs(&mut loaded, host.wall_ns());
+    if !forgotten.is_empty() {
+        // What cannot be written now is told by the first save.
+        drop(checkpoint.append(&forgotten));
+    }
     let share = settings.memory_budget / settings.outputs.len().max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -143,7 +159,11 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
             codec: ship::codec_of(output),
             dated: ship::is_dated(output),
             start_at: output.start_at,
-            known: loaded.outputs.contains_key(output.name.as_str()),
+            known: loaded.outputs.contains_key(output.name.as_str())
+                || output
+                    .renamed_from
+                    .as_deref()
+                    .is_some_and(|old| loaded.outputs.contains_key(old)),
             shipper,
         });
     }
@@ -171,8 +191,8 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
         .collect();
     let pipeline = Pipeline::new(
         Arc::clone(&host) as _,
-        checkpoint,
-        dead_letters,
+        Arc::clone(&checkpoint) as _,
+        Arc::clone(&dead_letters) as _,
         plan,
         known,
         seed,
@@ -183,6 +203,7 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
             settings,
             host,
             pipeline,
+            dead_letters,
             known: streams,
             problems,
             runtime,
@@ -192,7 +213,29 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
         },
         lock,
         before,
+        checkpoint,
     })
+}
+
+/// An output that the configuration had no more for so long is new when it comes again.
+const REMEMBERED_NS: i64 = 7 * 24 * 3_600 * 1_000_000_000;
+
+/// Forgets where outputs stood that were last there more than seven days ago.
+fn forget_outputs(loaded: &mut Loaded, wall_ns: i64) -> Vec<Entry> {
+    let is_old = |seen: i64| wall_ns.saturating_sub(seen) > REMEMBERED_NS;
+    // A daemon that was off for a week has all its outputs still.
+    let newest = loaded.outputs.values().copied().max().unwrap_or(wall_ns);
+    let old: Vec<Arc<str>> = loaded
+        .outputs
+        .iter()
+        .filter(|(_, seen)| is_old(**seen) && newest.saturating_sub(**seen) > REMEMBERED_NS)
+        .map(|(name, _)| Arc::clone(name))
+        .collect();
+    for name in &old {
+        loaded.outputs.remove(name);
+    }
+    loaded.flows.retain(|key, _| !old.contains(&key.output));
+    old.into_iter().map(Entry::ForgetOutput).collect()
 }
 
 /// What the checkpoint said, for the pipeline and for the follower. An output's former name is its name now.
@@ -222,6 +265,11 @@ pub fn known(loaded: Loaded, settings: &Settings) -> (Known, Vec<KnownStream>) {
             .find(|output| output.renamed_from.as_deref() == Some(&*key.output));
         if let Some(output) = renamed {
             key.output = output.name.as_str().into();
+        }
+        // Under its former name and its own: the one that is further has been moved since.
+        let is_further = |other: &SavedFlow| other.offset > flow.offset;
+        if known.flows.get(&key).is_some_and(is_further) {
+            continue;
         }
         let furthest: &mut (u64, u64) = known.furthest.entry(key.stream).or_default();
         *furthest = (*furthest).max((flow.offset, flow.tail));
@@ -289,7 +337,7 @@ pub fn log_to_stderr() {
 }
 
 /// Runs until a signal.
-fn serve(daemon: Daemon, host: &dyn Host) -> Result<ExitCode, Fault> {
+fn serve(daemon: Daemon, host: &dyn Host, opened: reload::Opened) -> Result<ExitCode, Fault> {
     let settings = Arc::clone(&daemon.settings);
     let outputs: Vec<&str> = settings
         .outputs
@@ -302,32 +350,43 @@ fn serve(daemon: Daemon, host: &dyn Host) -> Result<ExitCode, Fault> {
         outputs = outputs.join(","),
         "ringpilot collects"
     );
-    let served = status::serve(&daemon);
+    let reloader = Reloader::of(&daemon, opened);
+    let control = Control::of(&daemon, Some(Arc::clone(&reloader)));
+    let served = status::serve(&daemon, control);
     let signal = daemon
         .handle()
-        .block_on(ended())
+        .block_on(ended(Some(&reloader)))
         .map_err(|error| Fault::new(format!("no signals can be had: {error}"), "free some"))?;
     tracing::info!("{signal}: what is in flight is delivered, then the daemon ends");
-    let clean = daemon.stop(settings.shutdown_grace, host);
+    let grace = reloader.settings().shutdown_grace;
+    let clean = daemon.stop(grace, host);
     drop(served);
     if !clean {
         tracing::warn!(
-            "not everything in flight was acknowledged within {:?}; it is read again at the next start",
-            settings.shutdown_grace
+            "not everything in flight was acknowledged within {grace:?}; it is read again at the next start"
         );
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for SIGTERM or SIGINT; which came.
-async fn ended() -> std::io::Result<&'static str> {
+/// Waits for SIGTERM or SIGINT; which came. SIGHUP reloads, where there is something to reload.
+async fn ended(reloader: Option<&Arc<Reloader>>) -> std::io::Result<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-    })
+    let mut hup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok("SIGTERM"),
+            _ = int.recv() => return Ok("SIGINT"),
+            _ = hup.recv() => {
+                let Some(reloader) = reloader else { continue };
+                let reloader = Arc::clone(reloader);
+                // What is wrong is told as a problem.
+                tokio::spawn(async move { drop(reloader.reload().await) });
+            }
+        }
+    }
 }
 
 /// Where the bytes of one output went in one run.
@@ -341,7 +400,7 @@ struct OnceReport {
 /// Reads everything to its end as of now.
 fn once(daemon: Daemon, host: &dyn Host, json: bool, before: &[Ledger]) -> Result<ExitCode, Fault> {
     let settings = Arc::clone(&daemon.settings);
-    let stop = daemon.handle().spawn(ended());
+    let stop = daemon.handle().spawn(ended(None));
     let pipeline = Arc::clone(&daemon.pipeline);
     let mut has_ended_all = false;
     let mut told_at = host.now();

@@ -89,7 +89,7 @@ pub struct Loaded {
     pub sources: Vec<SavedSource>,
     /// Every flow; those of the file output as far as its files go.
     pub flows: HashMap<FlowKey, SavedFlow>,
-    /// Every output, and since when it is known (nanoseconds since 1970).
+    /// Every output, and when it was last there (nanoseconds since 1970).
     pub outputs: HashMap<Arc<str>, i64>,
     /// The file output's files, for `FileOutput::new`.
     pub files: Vec<FileMark>,
@@ -179,6 +179,11 @@ impl Checkpoint {
     /// What is wrong while it cannot be written; `None` when all is well.
     pub fn failing(&self) -> Option<Problem> {
         self.problem(&self.inner.lock())
+    }
+
+    /// The file output's files as they are known now, for a `FileOutput` that takes over from another.
+    pub fn files(&self) -> Vec<FileMark> {
+        self.inner.lock().live.files()
     }
 
     /// Bytes of the segment that is appended to.

@@ -154,6 +154,12 @@ impl Live {
                 let output = self.name(&output);
                 self.outputs.insert(output, since);
             }
+            Entry::ForgetOutput(output) => {
+                self.outputs.remove(&output);
+                for known in self.streams.values_mut() {
+                    known.flows.retain(|flow| flow.output != output);
+                }
+            }
         }
     }
 

@@ -200,8 +200,11 @@ pub enum Entry {
     },
     /// The daemon runs in this boot.
     Boot(u128),
-    /// An output is known since then (nanoseconds since 1970): whether it is new decides where it begins.
+    /// An output is known, and was there at that time (nanoseconds since 1970): whether it is new decides where it
+    /// begins.
     Output(Arc<str>, i64),
+    /// An output is known no longer, nor where its flows stood.
+    ForgetOutput(Arc<str>),
 }
 
 /// Where entries are appended: the checkpoint, or its stand-in in a test of one output.

@@ -3,6 +3,7 @@
 //! Invariant: a key that has no effect here is told, never ignored.
 
 use super::{Declaration, Multiline, Place, StartAt};
+use crate::decode::charset::Charset;
 use crate::problem::use_instead;
 use crate::settings::{parse_seconds, parse_size};
 
@@ -123,7 +124,7 @@ impl Options {
             "encoding" => match text(value).as_str() {
                 // Filebeat's word for bytes as they are.
                 "plain" => declaration.encoding = None,
-                label if encoding_rs::Encoding::for_label(label.as_bytes()).is_some() => {
+                label if Charset::new(label).is_ok() => {
                     declaration.encoding = Some(label.to_owned());
                 }
                 label => {

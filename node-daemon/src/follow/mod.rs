@@ -85,6 +85,13 @@ impl Spec {
     pub fn unit(&self) -> Unit {
         self.charset.as_ref().map_or(Unit::One, Charset::unit)
     }
+    /// How problems name it.
+    pub fn called(&self) -> String {
+        match self.who.as_str() {
+            "" => format!("source `{}`", self.name),
+            who => format!("{who}, log `{}`", self.name),
+        }
+    }
     /// Whether several physical lines may become one record, so that a group may be open at a file's end.
     pub fn joins(&self) -> bool {
         self.multiline.is_some() || self.envelope != Envelope::Plain
@@ -114,6 +121,8 @@ pub struct Source {
     pub seen_at: Duration,
     /// Nothing more will be written to it.
     pub finished: bool,
+    /// The configuration does not want it any more.
+    pub ended: bool,
     /// The size at which an open group was last looked at because it had rested.
     pub rested_at: Option<u64>,
     /// What is not read up to there is lost, once who reads now has finished.
@@ -158,7 +167,7 @@ impl Source {
     }
     /// Whether nothing of it is left to be done.
     pub fn is_over(&self) -> bool {
-        self.finished
+        (self.finished || self.ended)
             && self
                 .flows
                 .iter()
@@ -181,7 +190,7 @@ impl Source {
     /// Bytes that a flow has not settled, of what is known to be there.
     pub fn lag(&self, flow: &Flow) -> u64 {
         let settled = flow.cursor.offset - flow.cursor.held_bytes().min(flow.cursor.offset);
-        if flow.turn == FlowTurn::Done && flow.spans.is_empty() {
+        if flow.retired || (flow.turn == FlowTurn::Done && flow.spans.is_empty()) {
             return 0;
         }
         self.stat.size.saturating_sub(settled)

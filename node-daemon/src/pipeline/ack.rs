@@ -96,6 +96,18 @@ impl State {
         finished.refused
     }
 
+    /// Whose log a refused record is from, and which file.
+    pub(super) fn whence(&self, refusal: &Refusal) -> (String, String) {
+        let source =
+            locate(refusal).and_then(|(_, _, span)| self.sources.get(&(span.source / 256)));
+        source.map_or_else(Default::default, |source| {
+            (
+                source.spec().called(),
+                source.path.to_string_lossy().into_owned(),
+            )
+        })
+    }
+
     pub(super) fn settle_one(&mut self, settled: &Settled) {
         let (number, n) = (
             settled.span.source / 256,

@@ -15,6 +15,7 @@ use crate::checkpoint::{FlowKey, SavedFlow};
 use crate::declare::StartAt;
 use crate::flow::{Earlier, Flow, FlowTurn, Held, Position};
 use crate::follow::{Claim, Source, Spec};
+use crate::import::ANY;
 use crate::ledger::Lost;
 
 impl State {
@@ -124,6 +125,11 @@ impl State {
     /// A want sees a stream: a new source, or one more claim on one that is there.
     pub(super) fn seen(&mut self, seen: Seen, host: &dyn Host, now: Duration) {
         let Some(want) = self.wants.get(&seen.want) else {
+            // What the configuration has just let go was looked at once more.
+            if self.dropped_wants.contains(&seen.want) && !self.by_stream.contains_key(&seen.stream)
+            {
+                self.released.push(seen.stream);
+            }
             return;
         };
         let spec = Arc::clone(&want.spec);
@@ -156,6 +162,13 @@ impl State {
                     .dedup_by(|b, a| a.gone == b.gone && a.want == b.want);
             }
             source.path = seen.path;
+            if source.ended {
+                // It was let go by the configuration, and is wanted again before it was closed.
+                source.claims.retain(|claim| claim.want == seen.want);
+                let number = source.number;
+                self.released.retain(|stream| *stream != seen.stream);
+                self.reconcile(number);
+            }
             return;
         }
         let saved = self
@@ -191,6 +204,13 @@ impl State {
                 Some(StartAt::Age(_)) => 0,
             }
         };
+        // What another agent has read is not read again by a source that is made for the first time.
+        let any = FlowKey {
+            stream: seen.stream,
+            declaration: ANY.into(),
+            output: ANY.into(),
+        };
+        let imported = self.known.flows.get(&any).filter(|_| !is_durable).cloned();
         let mut flows = Vec::new();
         for (output, _) in &spec.outputs {
             let plan = &self.plan.outputs[*output];
@@ -205,6 +225,10 @@ impl State {
             .into_iter()
             .map(|(output, key, start)| match self.known.flows.remove(&key) {
                 Some(saved) => self.restore(output, &saved),
+                None if imported.is_some() => {
+                    let saved = imported.clone().unwrap_or_default();
+                    self.restore(output, &saved)
+                }
                 None => {
                     let position = Position {
                         offset: start,
@@ -240,6 +264,7 @@ impl State {
             grew_at: now,
             seen_at: now,
             finished: seen.finished,
+            ended: false,
             rested_at: None,
             given_up: None,
             suspended: false,
@@ -437,6 +462,7 @@ impl State {
         for (n, flow) in source.flows.iter_mut().enumerate() {
             // What was written after the end was told, or handed over, is read like anything else.
             let is_reborn = flow.turn == FlowTurn::Done
+                && !flow.retired
                 && source.file.is_some()
                 && source.stat.size > flow.read.offset;
             if flow.turn == FlowTurn::Quiet || is_reborn {
@@ -471,6 +497,7 @@ impl State {
             .iter()
             .filter_map(|number| self.sources.get(number))
             .flat_map(|source| &source.flows)
+            .filter(|flow| !flow.retired)
             .map(|flow| flow.read.offset)
             .min()
     }

@@ -8,11 +8,13 @@
 mod ack;
 mod apply;
 mod end;
+mod rate;
+mod reload;
 mod save;
 mod turn;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,10 +25,12 @@ use ringpilot_shared::follow::{Event, Positions, StreamKey, WantId};
 use ringpilot_shared::host::{Host, Wakes};
 use tokio::sync::Notify;
 
+pub use reload::MOST_OUTPUTS;
 pub use view::View;
 
-use crate::batch::{Codec, Day, Pool};
+use crate::batch::{Codec, Day, Pool, SpanOf};
 use crate::checkpoint::{Entry, FlowKey, Journal, SavedFlow, SavedSource};
+use crate::control::tap::Whose;
 use crate::declare::StartAt;
 use crate::flow::FlowTurn;
 use crate::follow::{Source, Spec};
@@ -48,7 +52,7 @@ pub struct Pipeline {
     dead_letters: Arc<dyn DeadLetters>,
     budget: Arc<AtomicUsize>,
     pool: Arc<Pool>,
-    /// One for each output: told when it may have something to send.
+    /// One for each output there may ever be: told when it may have something to send.
     pub shipping: Vec<Notify>,
     saving: (Mutex<bool>, Condvar),
     /// Wakes the follower when there is something for it to judge.
@@ -83,6 +87,17 @@ pub struct OutputPlan {
     pub known: bool,
     /// Whether it names an index or path by the day, so that the read day must be durable before it is used.
     pub dated: bool,
+}
+
+/// How an output is reached.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Where loads go.
+    pub output: Arc<dyn Output>,
+    /// How its records are written.
+    pub codec: Codec,
+    /// How long one attempt may take.
+    pub timeout: Duration,
 }
 
 /// What the checkpoint knew at the start.
@@ -136,6 +151,11 @@ struct State {
     closed: Vec<Ledger>,
     /// Outputs that should look for something to send.
     hungry: Vec<usize>,
+    rates: rate::Rates,
+    /// What the configuration does not want any more.
+    dropped_wants: HashSet<WantId>,
+    /// When it was last written down which outputs there are, nanoseconds since 1970.
+    outputs_told_ns: i64,
 }
 
 #[derive(Debug)]
@@ -200,7 +220,9 @@ impl Pipeline {
             .collect();
         let starved = plan.outputs.iter().map(|_| Vec::new()).collect();
         let closed = plan.outputs.iter().map(|_| Ledger::default()).collect();
-        let shipping = plan.outputs.iter().map(|_| Notify::new()).collect();
+        let shipping = (0..MOST_OUTPUTS.max(plan.outputs.len()))
+            .map(|_| Notify::new())
+            .collect();
         let saved_at = host.now();
         Arc::new(Self {
             state: Mutex::new(State {
@@ -233,6 +255,9 @@ impl Pipeline {
                 troubles: BTreeMap::new(),
                 closed,
                 hungry: Vec::new(),
+                rates: rate::Rates::default(),
+                dropped_wants: HashSet::new(),
+                outputs_told_ns: 0,
             }),
             work: Condvar::new(),
             host,
@@ -407,10 +432,14 @@ impl Pipeline {
             .shipper
             .finish(number, verdict, now);
         let refused = state.settle(output, finished);
+        if state.plan.outputs[output].shipper.removed {
+            state.drop_gathered(output);
+        }
         if !refused.is_empty() {
             let name = Arc::clone(&state.plan.outputs[output].shipper.name);
+            let whence: Vec<_> = refused.iter().map(|one| state.whence(one)).collect();
             drop(state);
-            let kept = self.bury(&name, &refused);
+            let kept = self.bury(&name, &refused, &whence);
             state = self.state.lock();
             state.buried(output, refused, kept, self.host.now());
         }
@@ -419,12 +448,20 @@ impl Pipeline {
         self.shipping[output].notify_one();
     }
 
-    fn bury(&self, output: &str, refused: &[Refusal]) -> Result<Kept, String> {
+    fn bury(
+        &self,
+        output: &str,
+        refused: &[Refusal],
+        whence: &[(String, String)],
+    ) -> Result<Kept, String> {
         let letters: Vec<Letter<'_>> = refused
             .iter()
-            .filter_map(|refusal| {
+            .zip(whence)
+            .filter_map(|(refusal, (log, path))| {
                 let (chunk, n, _) = ack::locate(refusal)?;
                 Some(Letter {
+                    log,
+                    path,
                     target: &refusal.batch.target,
                     day: chunk.day,
                     reason: &refusal.reason,
@@ -451,7 +488,7 @@ impl Pipeline {
             .plan
             .outputs
             .iter()
-            .filter(|output| output.shipper.output.commits())
+            .filter(|output| output.shipper.output.commits() && !output.shipper.removed)
             .map(|output| Arc::clone(&output.shipper.output))
             .collect();
         drop(state);
@@ -478,6 +515,77 @@ impl Pipeline {
     #[must_use]
     pub fn output(&self, output: usize) -> Arc<dyn Output> {
         Arc::clone(&self.state.lock().plan.outputs[output].shipper.output)
+    }
+
+    /// Where an output's loads go, and how long one may take.
+    #[must_use]
+    pub fn way_of(&self, output: usize) -> (Arc<dyn Output>, Duration) {
+        let state = self.state.lock();
+        let shipper = &state.plan.outputs[output].shipper;
+        (Arc::clone(&shipper.output), shipper.timeout)
+    }
+
+    /// An output's name, and whose each of these spans of its flows is, for those who look on.
+    #[must_use]
+    pub fn logs_of(
+        &self,
+        output: usize,
+        spans: &[SpanOf],
+    ) -> Option<(Arc<str>, Vec<Option<Whose>>)> {
+        let state = self.state.lock();
+        let name = Arc::clone(&state.plan.outputs.get(output)?.shipper.name);
+        let mut last: Option<(u64, usize)> = None;
+        let mut all: Vec<Option<Whose>> = Vec::with_capacity(spans.len());
+        for span in spans {
+            let number = span.source / 256;
+            // Neighbours are mostly of one source.
+            if let Some((known, at)) = last
+                && known == number
+            {
+                let whose = all[at].clone();
+                all.push(whose);
+                continue;
+            }
+            last = Some((number, all.len()));
+            all.push(state.sources.get(&number).map(|source| {
+                let spec = source.spec();
+                Whose {
+                    called: spec.called(),
+                    names: vec![
+                        spec.who.clone(),
+                        spec.name.to_string(),
+                        spec.owner.to_string(),
+                        source.path.to_string_lossy().into_owned(),
+                    ],
+                }
+            }));
+        }
+        Some((name, all))
+    }
+
+    /// How an output is reached now, by its name.
+    #[must_use]
+    pub fn route_of(&self, name: &str) -> Option<Route> {
+        let state = self.state.lock();
+        let plan = state.plan.outputs.iter();
+        plan.filter(|plan| !plan.shipper.removed && *plan.shipper.name == *name)
+            .map(|plan| Route {
+                output: Arc::clone(&plan.shipper.output),
+                codec: plan.codec,
+                timeout: plan.shipper.timeout,
+            })
+            .next()
+    }
+
+    /// What the outputs are called.
+    #[must_use]
+    pub fn output_names(&self) -> Vec<Arc<str>> {
+        let state = self.state.lock();
+        let names = state.plan.outputs.iter();
+        names
+            .filter(|plan| !plan.shipper.removed)
+            .map(|plan| Arc::clone(&plan.shipper.name))
+            .collect()
     }
 
     /// Wakes every thread that waits for work.

@@ -13,6 +13,9 @@ use super::State;
 use crate::checkpoint::{Entry, FlowKey, SavedFlow, SavedHeld, SavedSource, SavedStream};
 use crate::flow::{Flow, FlowTurn, Position};
 
+/// When an output was last there is known to an hour: its cursors are kept for days.
+const OUTPUTS_TOLD_EVERY_NS: i64 = 3_600 * 1_000_000_000;
+
 impl State {
     /// Whether somebody waits for a save since this was last asked.
     pub(super) fn needs_save(&mut self) -> bool {
@@ -25,6 +28,16 @@ impl State {
         let number = self.save_number;
         self.save_number += 1;
         let mut entries = std::mem::take(&mut self.pending);
+        if wall_ns > self.outputs_told_ns.saturating_add(OUTPUTS_TOLD_EVERY_NS) {
+            self.outputs_told_ns = wall_ns;
+            let there = self
+                .plan
+                .outputs
+                .iter()
+                .filter(|plan| !plan.shipper.removed);
+            entries
+                .extend(there.map(|plan| Entry::Output(Arc::clone(&plan.shipper.name), wall_ns)));
+        }
         let names: Vec<Arc<str>> = self
             .plan
             .outputs
@@ -235,7 +248,7 @@ pub(super) fn save_flow(flow: &Flow, position: &Position) -> SavedFlow {
         brought: flow.brought,
         handed: flow.handed,
         sent: flow.read.offset.max(flow.sent_before),
-        done: flow.turn == FlowTurn::Done && flow.spans.is_empty(),
+        done: flow.turn == FlowTurn::Done && flow.spans.is_empty() && !flow.retired,
         ledger: flow.ledger.clone(),
     }
 }

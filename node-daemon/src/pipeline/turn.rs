@@ -10,6 +10,7 @@ use super::State;
 use crate::batch::{Codec, SpanOf};
 use crate::flow::{FlowTurn, Held};
 use crate::follow::{Source, Spec};
+use crate::ledger::Lost;
 use crate::worker::{Done, Job, Outcome};
 
 /// Source bytes of a flow between the oldest unsettled and the furthest read.
@@ -47,7 +48,15 @@ impl State {
                 continue;
             };
             match self.may_read(source, n) {
-                May::Read => {}
+                May::Read => {
+                    let (spec, output) = (source.spec(), source.flows[n].output);
+                    if let Some(due) = self.rates.wait(spec, output, self.now) {
+                        self.rates.note(&Arc::clone(spec), self.now);
+                        self.rest(number, n, FlowTurn::Later);
+                        self.later.push((due, number, n));
+                        continue;
+                    }
+                }
                 May::Not(turn) => {
                     self.rest(number, n, turn);
                     continue;
@@ -181,6 +190,10 @@ impl State {
                 && waits
                 && flow.read.same_place(&position)
                 && matches!(self.may_read(source, other), May::Read)
+                && self
+                    .rates
+                    .wait(source.spec(), flow.output, self.now)
+                    .is_none()
             {
                 flows.push(other);
             }
@@ -251,18 +264,25 @@ impl State {
                 self.queue.push_back((number, *n));
                 continue;
             }
-            let (records, bytes) = (done.records, done.bytes);
+            let (mut records, bytes) = (done.records, done.bytes);
             let moved = !flow.read.same_place(&done.after) || bytes > 0;
             if moved {
-                let span = flow.push(done.after.clone(), records, done.settled.clone(), bytes);
+                let codec = self.plan.outputs[flow.output].codec;
+                let codec = job.codecs.iter().position(|one| *one == codec);
+                let mut chunks = codec.map_or(&[][..], |codec| &done.chunks[codec]);
+                let mut settled = done.settled.clone();
+                if self.rates.charge(&job.spec, flow.output, bytes, now) && records > 0 {
+                    let lost = settled.lost.entry(Lost::Rate).or_default();
+                    chunks.iter().for_each(|chunk| lost.add(chunk.total));
+                    (records, chunks) = (0, &[]);
+                }
+                let span = flow.push(done.after.clone(), records, settled, bytes);
                 flow.deficit -= i64::try_from(bytes).unwrap_or(i64::MAX);
                 self.totals.read_bytes += bytes;
                 let output = flow.output;
                 let spec = Arc::clone(&source.claims[0].spec);
                 let plan = &mut self.plan.outputs[output];
-                let codec = job.codecs.iter().position(|codec| *codec == plan.codec);
                 let target = target_arc(&spec, output);
-                let chunks = codec.map_or(&[][..], |codec| &done.chunks[codec]);
                 if let Some(last) = flow.spans.back_mut() {
                     last.lines += chunks.iter().map(|chunk| chunk.total.lines).sum::<u64>();
                     self.totals.read_lines += last.lines;

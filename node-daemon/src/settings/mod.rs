@@ -824,6 +824,7 @@ impl File {
                 "send to fewer, or run a second daemon with a data_dir of its own",
             ));
         }
+        problems.extend(crate::ship::file::collisions(&outputs));
         // Also those that are wrong themselves: one mistake is told once.
         let written = self.outputs.keys().filter_map(Value::as_str);
         let names: Vec<&str> = written

@@ -141,7 +141,10 @@ fn problem(value: &Value, path: &str, segments: &[Segment], message: &str) -> Pr
     let secret = segments
         .iter()
         .any(|segment| matches!(segment, Segment::Map { key } if is_secret(key)));
+    // Nobody knows what a misspelled key holds.
+    let is_unknown = message.starts_with("unknown field `");
     let shown = match at(&mut value, segments) {
+        Some(Value::String(_)) if is_unknown => String::new(),
         Some(Value::String(text)) if !secret => hide_credentials(text),
         Some(Value::Number(number)) if !secret => number.to_string(),
         Some(Value::Bool(flag)) if !secret => flag.to_string(),

@@ -40,6 +40,12 @@ pub struct Shipper {
     pub flushing: bool,
     /// Its index or path is named by the day: one day a batch.
     pub dated: bool,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// The configuration has it no more.
+    pub removed: bool,
+    /// Nothing is sent for the moment.
+    pub is_held_back: bool,
     batch_bytes: usize,
     batch_wait: Duration,
     min_backoff: Duration,
@@ -197,6 +203,9 @@ impl Shipper {
             hungry: false,
             flushing: false,
             dated: true,
+            timeout: settings.timeout,
+            removed: false,
+            is_held_back: false,
             // A batch must fit well into what may be held, or nothing would ever be full.
             batch_bytes: settings.batch_bytes.min(share / 8).max(1),
             batch_wait: settings.batch_wait.unwrap_or(batch_wait),
@@ -214,6 +223,63 @@ impl Shipper {
             told_at: None,
             random: seed | 1,
         }
+    }
+
+    /// Takes other manners; what is gathered and on its way stays.
+    pub fn change(&mut self, settings: &OutputSettings, batch_wait: Duration, share: usize) {
+        self.share = share;
+        self.timeout = settings.timeout;
+        self.batch_bytes = settings.batch_bytes.min(share / 8).max(1);
+        self.batch_wait = settings.batch_wait.unwrap_or(batch_wait);
+        self.min_backoff = settings.retry.min_backoff;
+        self.max_backoff = settings.retry.max_backoff;
+        self.most_in_flight = settings.concurrency.max(1) as f64;
+        self.allowed = self.allowed.min(self.most_in_flight);
+    }
+
+    /// Forgets every pause: where loads go has changed.
+    pub fn forgive(&mut self) {
+        self.pause = Pause::default();
+        self.counts.trouble = None;
+        self.allowed = self.most_in_flight;
+        for target in self.targets.values_mut() {
+            target.pause = Pause::default();
+        }
+    }
+
+    /// Whether no load is on its way.
+    #[must_use]
+    pub fn nothing_in_flight(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// Takes everything out of memory that is not on its way; the first span of each flow that goes.
+    pub fn drop_all(&mut self) -> Vec<SpanOf> {
+        let mut dropped: BTreeMap<u64, u64> = BTreeMap::new();
+        for target in self.targets.values_mut() {
+            let mut spans: Vec<SpanOf> = Vec::new();
+            for load in target.queue.drain(..) {
+                spans.extend(&load.batch.spans);
+            }
+            spans.extend(target.open.take().into_iter().flat_map(|open| open.spans));
+            for span in spans {
+                let first = dropped.entry(span.source).or_insert(span.span);
+                *first = (*first).min(span.span);
+            }
+            target.held = 0;
+        }
+        self.held = 0;
+        for (name, load) in self.in_flight.values() {
+            let bytes: usize = load.batch.chunks.iter().map(|c| c.bytes.len()).sum();
+            self.held += bytes;
+            if let Some(target) = self.targets.get_mut(name) {
+                target.held += bytes;
+            }
+        }
+        let spans = dropped.into_iter();
+        spans
+            .map(|(source, span)| SpanOf { source, span })
+            .collect()
     }
 
     /// Whether one more slice for this target may be read.
@@ -268,7 +334,9 @@ impl Shipper {
 
     /// The next load to send now, if any.
     pub fn next(&mut self, now: Duration) -> Option<Attempt> {
-        if self.in_flight.len() >= self.allowed as usize
+        if self.is_held_back
+            || self.removed
+            || self.in_flight.len() >= self.allowed as usize
             || (self.pause.last > Duration::ZERO
                 && (now < self.pause.until || !self.in_flight.is_empty()))
         {
@@ -311,7 +379,9 @@ impl Shipper {
     #[must_use]
     pub fn wakes_at(&self) -> Option<Duration> {
         let paused = |pause: &Pause| (pause.last > Duration::ZERO).then_some(pause.until);
-        if self.in_flight.len() >= self.allowed as usize
+        if self.is_held_back
+            || self.removed
+            || self.in_flight.len() >= self.allowed as usize
             || (self.pause.last > Duration::ZERO && !self.in_flight.is_empty())
         {
             // An answer comes first.

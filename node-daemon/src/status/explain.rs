@@ -4,25 +4,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde::Serialize;
 
-use super::http::SOCKET;
 use super::{Container, Output, Snapshot, Source, State, Waiting};
 use crate::cli::said;
+use crate::control::Which;
 use crate::problem::{Escaped, Problem};
 use crate::say::{self, Fault};
-use crate::settings::Settings;
-
-/// Most bytes that an answer is read to: a hundred times what the fullest node says.
-const ANSWER_BYTES: u64 = 512 * 1024 * 1024;
-/// How long the daemon may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Say of each declared log whether it is collected, how far, and if not, why.
 #[derive(Debug, clap::Args)]
@@ -36,12 +26,8 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The daemon's configuration file
-    #[arg(short, long, value_name = "FILE", conflicts_with = "data_dir")]
-    config: Option<PathBuf>,
-    /// The daemon's data_dir
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// Runs the command.
@@ -49,19 +35,7 @@ pub struct Args {
 /// # Errors
 /// When no daemon answers.
 pub fn run(args: &Args) -> Result<ExitCode, Fault> {
-    let data_dir = data_dir(args)?;
-    let told = ask(&data_dir.join(SOCKET), "/api/status").map_err(|error| {
-        Fault::new(
-            format!("no daemon answers in {}: {error}", data_dir.display()),
-            "start it, run this as the daemon's user, or name its folder with `--data-dir` or `-c`",
-        )
-    })?;
-    let snapshot: Snapshot = serde_json::from_slice(&told).map_err(|error| {
-        Fault::new(
-            format!("the daemon's answer is not understood: {error}"),
-            "use the `ringpilot` of the daemon's own version",
-        )
-    })?;
+    let snapshot: Snapshot = args.which.ask("/api/status")?;
     let found = find(&snapshot, args.pattern.as_deref().unwrap_or("*"));
     if args.json {
         said(say::json(&found))?;
@@ -87,48 +61,6 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
         ),
     };
     Err(Fault::new(cause, cure))
-}
-
-/// Where the daemon keeps its things: as told, else as its configuration says.
-fn data_dir(args: &Args) -> Result<PathBuf, Fault> {
-    if let Some(dir) = &args.data_dir {
-        return Ok(dir.clone());
-    }
-    let env = |name: &str| std::env::var(name).ok();
-    let loaded = Settings::load(args.config.as_deref(), &env);
-    match (loaded, &args.config) {
-        (Ok(settings), _) => Ok(settings.data_dir),
-        (Err(problems), Some(_)) => Err(Fault::usage(
-            problems
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            "mend it, or name the daemon's folder with `--data-dir`",
-        )),
-        // This shell's environment need not be the daemon's.
-        (Err(_), None) => Ok("/var/lib/ringpilot".into()),
-    }
-}
-
-/// One question to the daemon; the body of its answer.
-///
-/// # Errors
-/// When it is not there, is not let in, answers too late or with an error.
-pub fn ask(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    // HTTP/1.0: the answer ends with the connection, and nothing comes in chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
-    let end = memchr::memmem::find(&answer, b"\r\n\r\n");
-    let status = answer.split(|byte| *byte == b'\r').next();
-    let status = String::from_utf8_lossy(status.unwrap_or_default()).into_owned();
-    match end {
-        Some(end) if status.split(' ').nth(1) == Some("200") => Ok(answer.split_off(end + 4)),
-        _ => Err(io::Error::other(format!("it says `{}`", Escaped(&status)))),
-    }
 }
 
 /// What is known of what was asked for.
@@ -278,19 +210,20 @@ fn called(container: &Container, name: &str) -> String {
 }
 
 /// What somebody asks for: a part of a name, or a whole one with stars.
-struct Wanted {
+#[derive(Debug)]
+pub(crate) struct Wanted {
     parts: Vec<String>,
 }
 
 impl Wanted {
-    fn new(pattern: &str) -> Self {
+    pub(crate) fn new(pattern: &str) -> Self {
         let parts = pattern.to_lowercase();
         Self {
             parts: parts.split('*').map(str::to_owned).collect(),
         }
     }
 
-    fn fits(&self, text: &str) -> bool {
+    pub(crate) fn fits(&self, text: &str) -> bool {
         let text = text.to_lowercase();
         let (Some(first), Some(last)) = (self.parts.first(), self.parts.last()) else {
             return true;

@@ -26,11 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::limit::Limited;
 use super::{Status, metrics};
+use crate::control::serve::Control;
+use crate::control::{self, SOCKET};
 use crate::daemon::Daemon;
 use crate::problem::{Problem, Problems, of_operator};
 
-/// The socket's name in `data_dir`.
-pub const SOCKET: &str = "control.sock";
 /// The folder in which the socket is made, before others could reach it.
 const NURSERY: &str = "control.tmp";
 /// A port that is taken is tried again this much later.
@@ -55,7 +55,7 @@ impl Drop for Served {
 
 /// Serves a daemon's status where its settings say, on the daemon's own runtime.
 #[must_use]
-pub fn serve(daemon: &Daemon) -> Served {
+pub fn serve(daemon: &Daemon, control: Arc<Control>) -> Served {
     let (settings, handle) = (&daemon.settings, daemon.handle());
     let status = Status::of(daemon);
     let gate = Arc::new(Semaphore::new(1));
@@ -79,9 +79,9 @@ pub fn serve(daemon: &Daemon) -> Served {
         ));
     }
     let socket = settings.data_dir.join(SOCKET);
-    handle.spawn(control(
+    handle.spawn(on_socket(
         settings.data_dir.clone(),
-        all(shared),
+        all(shared).merge(control::serve::router(control)),
         Arc::clone(&daemon.problems),
     ));
     Served { socket }
@@ -309,12 +309,12 @@ fn taken(key: &str, address: &str, error: &io::Error) -> Problem {
 }
 
 /// The same on the control socket, which only its owner may use.
-async fn control(data_dir: PathBuf, router: Router, problems: Arc<Problems>) {
+async fn on_socket(data_dir: PathBuf, router: Router, problems: Arc<Problems>) {
     loop {
         match bind(&data_dir) {
             Ok(listener) => {
                 problems.clear("control");
-                if let Err(error) = axum::serve(Limited::new(listener), router.clone()).await {
+                if let Err(error) = axum::serve(Limited::lasting(listener), router.clone()).await {
                     tracing::warn!("the control socket: {error}");
                 }
             }

@@ -17,12 +17,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const CONNECTIONS: usize = 64;
 /// A connection may live no longer: whoever still wants something connects again.
 const CONNECTION_LIVES: Duration = Duration::from_secs(60);
+/// The same for the owner of the control socket.
+const LONG_LIVES: Duration = Duration::from_secs(24 * 3_600);
 
 /// A listener that has so many connections at most, none of them for ever.
 #[derive(Debug)]
 pub(super) struct Limited<L> {
     inner: L,
     places: Arc<Semaphore>,
+    lives: Duration,
 }
 
 impl<L> Limited<L> {
@@ -30,6 +33,15 @@ impl<L> Limited<L> {
         Self {
             inner,
             places: Arc::new(Semaphore::new(CONNECTIONS)),
+            lives: CONNECTION_LIVES,
+        }
+    }
+
+    /// The same for those who may stay: who looks on, or waits for what takes long.
+    pub(super) fn lasting(inner: L) -> Self {
+        Self {
+            lives: LONG_LIVES,
+            ..Self::new(inner)
         }
     }
 }
@@ -42,7 +54,7 @@ impl<L: Listener> Listener for Limited<L> {
         // The semaphore is never closed.
         let place = Arc::clone(&self.places).acquire_owned().await.ok();
         let (io, address) = self.inner.accept().await;
-        let until = Box::pin(tokio::time::sleep(CONNECTION_LIVES));
+        let until = Box::pin(tokio::time::sleep(self.lives));
         (
             Placed {
                 io,

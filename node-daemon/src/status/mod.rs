@@ -356,6 +356,8 @@ struct Looked {
     waiting: Vec<Arc<Spec>>,
     sums: Vec<(Sum, Ledger)>,
     outputs: Vec<(Output, Arc<str>)>,
+    /// Which of them the configuration has no more: their numbers stay.
+    removed: Vec<bool>,
     checkpoint: CheckpointState,
     totals: Totals,
 }
@@ -414,7 +416,9 @@ impl Status {
         let ledger = names
             .iter()
             .zip(&looked.sums)
-            .map(|(name, (sum, ledger))| (name.to_string(), account(sum, ledger)))
+            .zip(&looked.removed)
+            .filter(|(_, removed)| !**removed)
+            .map(|((name, (sum, ledger)), _)| (name.to_string(), account(sum, ledger)))
             .collect();
         Snapshot {
             node: self.node.clone(),
@@ -442,7 +446,13 @@ impl Status {
                     via: spec.shown.via.to_owned(),
                 })
                 .collect(),
-            outputs: looked.outputs.into_iter().map(|(shown, _)| shown).collect(),
+            outputs: looked
+                .outputs
+                .into_iter()
+                .zip(&looked.removed)
+                .filter(|(_, removed)| !**removed)
+                .map(|((shown, _), _)| shown)
+                .collect(),
             rings: Vec::new(),
             problems,
             checkpoint: looked.checkpoint,
@@ -574,6 +584,7 @@ fn container(spec: &Spec) -> Container {
 
 /// Copies what is told; the pipeline stands still meanwhile.
 fn look(view: &View<'_>, with_sources: bool) -> Looked {
+    let mut removed = Vec::new();
     let mut outputs: Vec<(Output, Arc<str>)> = view
         .outputs()
         .map(|shipper| {
@@ -601,6 +612,7 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
                 trouble: told(&counts.trouble),
                 last_trouble: told(&counts.last_trouble),
             };
+            removed.push(shipper.removed);
             (shown, Arc::clone(&shipper.name))
         })
         .collect();
@@ -615,7 +627,7 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
         let state = State::of(source);
         *states.entry(state).or_default() += 1;
         with_file.extend(source.claims.iter().map(|claim| claim.want));
-        for flow in &source.flows {
+        for flow in source.flows.iter().filter(|flow| !flow.retired) {
             sums[flow.output].add(source, flow);
         }
         if with_sources {
@@ -641,6 +653,7 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
             .map(|(n, sum)| (sum, view.ledger(n).0))
             .collect(),
         outputs,
+        removed,
         checkpoint: CheckpointState {
             age_seconds: view.checkpoint_age().as_secs_f64(),
             failing: view.save_failing().map(ToString::to_string),
@@ -650,7 +663,8 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
 }
 
 fn row(source: &Followed, state: State, now: Duration, troubles: &[Option<Arc<str>>]) -> Row {
-    let flows = source.flows.iter().map(|flow| {
+    let live = source.flows.iter().filter(|flow| !flow.retired);
+    let flows = live.map(|flow| {
         let lag = source.lag(flow);
         RowFlow {
             output: flow.output,

@@ -367,12 +367,12 @@ fn a_daemon_tells_all_by_its_socket_the_ledger_closes_and_no_secret_is_shown() {
     );
     let (opened, host) = opened(dir.path(), &more);
     let daemon = Daemon::start(opened.parts).expect("started");
-    let served = serve(&daemon);
-    let socket = dir.path().join("data").join(http::SOCKET);
+    let served = serve(&daemon, crate::control::serve::Control::of(&daemon, None));
+    let socket = dir.path().join("data").join(crate::control::SOCKET);
     let mut told = String::new();
     let mut is_good = false;
     for _ in 0..500 {
-        if let Ok(body) = explain::ask(&socket, "/api/status") {
+        if let Ok(body) = crate::control::ask(&socket, "/api/status") {
             told = String::from_utf8(body).expect("text");
             let snapshot: Snapshot = serde_json::from_str(&told).expect("a snapshot");
             assert!(snapshot.ledger.values().all(|one| one.closes), "{told}");
@@ -404,7 +404,8 @@ fn a_daemon_tells_all_by_its_socket_the_ledger_closes_and_no_secret_is_shown() {
     let rights = std::fs::metadata(&socket).expect("a socket").permissions();
     assert_eq!(rights.mode() & 0o777, 0o600);
     for path in ["/metrics", "/healthz", "/readyz", "/"] {
-        let body = explain::ask(&socket, path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let body =
+            crate::control::ask(&socket, path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let body = String::from_utf8(body).expect("text");
         assert!(!body.contains("hunter2"), "{body}");
         if path == "/metrics" {
@@ -413,7 +414,7 @@ fn a_daemon_tells_all_by_its_socket_the_ledger_closes_and_no_secret_is_shown() {
         }
     }
     assert!(!told.contains("hunter2"), "{told}");
-    assert!(explain::ask(&socket, "/nothing").is_err());
+    assert!(crate::control::ask(&socket, "/nothing").is_err());
     daemon.stop(Duration::from_millis(50), &*host);
     drop(served);
     assert!(!socket.exists());

@@ -1,9 +1,12 @@
 //! What an output refused for good.
 //! Place: ship -> **dead letters** -> ack: a refused record is durable here before its cursor moves past it.
 //! Invariants: keyed by the record's id, so that a crash does not double a letter; bounded per output; one JSON object
-//! a line in `DATA_DIR/dead-letters/OUTPUT.ndjson`, so that a person can read it with nothing but this file.
+//! a line in `DATA_DIR/dead-letters/OUTPUT.ndjson`, so that a person can read it with nothing but this file. A file
+//! grows at its end, or is exchanged whole for one with fewer letters: whoever reads it sees one or the other.
 
-use std::collections::{HashMap, HashSet};
+mod resend;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +15,8 @@ use parking_lot::Mutex;
 use ringpilot_shared::host::{Disk, Host, OwnFile};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+pub use resend::{Resent, resend};
 
 use crate::batch::Day;
 use crate::settings::{DeadLetterSettings, OutputSettings, WhenFull};
@@ -27,6 +32,10 @@ pub struct Letter<'a> {
     pub reason: &'a str,
     /// The server's words.
     pub detail: &'a str,
+    /// Whose log it is from, as problems name it; empty if its source has gone.
+    pub log: &'a str,
+    /// The file it is from, in its owner's view; empty if its source has gone.
+    pub path: &'a str,
     /// First 8 bytes of its id.
     pub source_hash: u64,
     /// The stream's generation.
@@ -68,13 +77,79 @@ pub struct Written<'a> {
     pub reason: String,
     /// The server's words.
     pub detail: String,
+    /// Whose log it is from, as problems name it.
+    #[serde(default)]
+    pub log: String,
+    /// The file it is from, in its owner's view.
+    #[serde(default)]
+    pub path: String,
+    /// The id by which the output knows it, where it knows ids: it is sent again under the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+    /// The record is text that is not JSON: `record` is that text as a JSON string.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub text: bool,
     /// The record.
     #[serde(borrow)]
     pub record: &'a RawValue,
 }
 
+impl Written<'_> {
+    /// The stream's generation and the record's start in it, in bytes; `None` where the id is not of this form.
+    #[must_use]
+    pub fn position(&self) -> Option<(u16, u64)> {
+        let mut parts = self.id.split('-').skip(1);
+        let generation = u16::from_str_radix(parts.next()?, 16).ok()?;
+        Some((generation, u64::from_str_radix(parts.next()?, 16).ok()?))
+    }
+}
+
+/// The letters of one output, summed up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// How many there are.
+    pub letters: u64,
+    /// How long the file is.
+    pub bytes: u64,
+    /// By the class of the refusal.
+    pub reasons: BTreeMap<String, u64>,
+    /// When the oldest was refused, nanoseconds since 1970.
+    pub oldest_ns: Option<i64>,
+    /// When the youngest was refused, nanoseconds since 1970.
+    pub newest_ns: Option<i64>,
+    /// Lines that are no letters: somebody else wrote there.
+    pub unreadable: u64,
+}
+
+impl Summary {
+    /// Counts one more line.
+    pub fn add(&mut self, line: &[u8]) {
+        let Ok(letter) = serde_json::from_slice::<Written<'_>>(line) else {
+            self.unreadable += 1;
+            return;
+        };
+        self.letters += 1;
+        let at = letter.refused_ns;
+        self.oldest_ns = Some(self.oldest_ns.map_or(at, |oldest| oldest.min(at)));
+        self.newest_ns = Some(self.newest_ns.map_or(at, |newest| newest.max(at)));
+        *self.reasons.entry(letter.reason).or_default() += 1;
+    }
+}
+
 /// Where letters lie beneath `data_dir`.
 pub const FOLDER: &str = "dead-letters";
+/// The line before a record in a bulk request.
+#[derive(Debug, Deserialize)]
+struct Action {
+    create: ActionId,
+}
+
+#[derive(Debug, Deserialize)]
+struct ActionId {
+    #[serde(rename = "_id")]
+    id: String,
+}
+
 /// Letters are as private as logs are.
 const MODE: u32 = 0o600;
 
@@ -84,14 +159,16 @@ pub struct DeadLetterFiles {
     disk: Arc<dyn Disk>,
     host: Arc<dyn Host>,
     dir: PathBuf,
-    outputs: Mutex<HashMap<String, Of>>,
+    outputs: Mutex<HashMap<String, Arc<Mutex<Of>>>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Of {
     settings: DeadLetterSettings,
     /// `None` until the first letter.
     file: Option<Open>,
+    /// Somebody sends its letters again just now.
+    resending: bool,
 }
 
 #[derive(Debug)]
@@ -108,22 +185,26 @@ impl DeadLetterFiles {
         data_dir: &Path,
         outputs: &[OutputSettings],
     ) -> Self {
-        let outputs = outputs
-            .iter()
-            .map(|output| {
-                let of = Of {
-                    settings: output.dead_letters,
-                    file: None,
-                };
-                (output.name.clone(), of)
-            })
-            .collect();
-        Self {
+        let letters = Self {
             disk: Arc::clone(&host) as _,
             host,
             dir: data_dir.join(FOLDER),
-            outputs: Mutex::new(outputs),
+            outputs: Mutex::default(),
+        };
+        letters.set_outputs(outputs);
+        letters
+    }
+
+    /// The outputs there are from now on; the letters of others stay where they are.
+    pub fn set_outputs(&self, outputs: &[OutputSettings]) {
+        let mut all = self.outputs.lock();
+        for output in outputs {
+            all.entry(output.name.clone()).or_default().lock().settings = output.dead_letters;
         }
+    }
+
+    fn of(&self, output: &str) -> Option<Arc<Mutex<Of>>> {
+        self.outputs.lock().get(output).map(Arc::clone)
     }
 
     fn open_file(&self, output: &str) -> io::Result<Open> {
@@ -175,10 +256,10 @@ impl DeadLetters for DeadLetterFiles {
                 "dead letters of output {output} cannot be {what}: {error}; make room in data_dir"
             )
         };
-        let mut outputs = self.outputs.lock();
-        let Some(of) = outputs.get_mut(output) else {
+        let Some(of) = self.of(output) else {
             return Err(format!("no output is called {output}"));
         };
+        let mut of = of.lock();
         if of.file.is_none() {
             of.file = Some(
                 self.open_file(output)
@@ -237,10 +318,17 @@ impl DeadLetterFiles {
     fn write(&self, text: &mut Vec<u8>, id: &str, letter: &Letter<'_>) {
         // A bulk record has its action line before it, and each its line end behind it.
         let record = letter.record.strip_suffix(b"\n").unwrap_or(letter.record);
-        let record = memchr::memrchr(b'\n', record).map_or(record, |at| &record[at + 1..]);
+        let (action, record) = match memchr::memrchr(b'\n', record) {
+            Some(at) => (&record[..at], &record[at + 1..]),
+            None => (&b""[..], record),
+        };
+        let document = serde_json::from_slice::<Action>(action)
+            .ok()
+            .map(|action| action.create.id);
         let lossy = String::from_utf8_lossy(record);
         let value = serde_json::from_str::<&RawValue>(&lossy);
         let plain;
+        let text_only = value.is_err();
         let record = match value {
             Ok(value) => value,
             Err(_) => {
@@ -256,6 +344,10 @@ impl DeadLetterFiles {
             day: letter.day,
             reason: letter.reason.to_owned(),
             detail: letter.detail.to_owned(),
+            log: letter.log.to_owned(),
+            path: letter.path.to_owned(),
+            document,
+            text: text_only,
             record,
         };
         // Strings, numbers and checked JSON always serialise.
