@@ -284,9 +284,11 @@ impl Faults {
             }
             log.file.write_all(&block)?;
             // By time in both cases; with kills seldom enough that what is kept outlasts a start.
-            let every = match case {
-                Case::Rotations => ROTATE_EVERY,
-                _ => 4 * ROTATE_EVERY,
+            let every = match (case, &self.server) {
+                (Case::Rotations, _) => ROTATE_EVERY,
+                (_, None) => 4 * ROTATE_EVERY,
+                // A server falls behind, and what a killed daemon no longer holds must still have a name.
+                (_, Some(_)) => 20 * ROTATE_EVERY,
             };
             if rotated_at.elapsed() >= every {
                 log.rotate()?;
