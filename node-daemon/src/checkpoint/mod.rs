@@ -79,6 +79,9 @@ pub struct SavedFlow {
     /// Bytes of an earlier file that its first group continues.
     #[serde(rename = "b", default)]
     pub brought: u64,
+    /// From which file those are.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub brought_from: Option<StreamKey>,
     /// Bytes of its last group that the successor took over.
     #[serde(rename = "g", default)]
     pub handed: u64,

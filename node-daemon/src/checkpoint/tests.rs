@@ -73,6 +73,7 @@ fn full_flow() -> SavedFlow {
             earlier: Some(key(9)),
         }],
         start: 3,
+        brought_from: Some(key(9)),
         brought: 4,
         handed: 5,
         sent: u64::MAX,

@@ -134,6 +134,8 @@ pub struct Source {
     pub successor: Option<StreamKey>,
     /// The stream whose name it took.
     pub predecessor: Option<StreamKey>,
+    /// What it had handed over before a restart may come back to it.
+    pub may_take_back: bool,
     /// Something of it besides cursors must be saved.
     pub unsaved: bool,
     /// The last trouble with reading it.
@@ -159,6 +161,7 @@ impl Source {
     /// Whether nothing of it is left to be done.
     pub fn is_over(&self) -> bool {
         self.finished
+            && !self.may_take_back
             && self
                 .flows
                 .iter()

@@ -326,11 +326,15 @@ impl Pipeline {
 
     /// Reads and works one slice of the flow whose turn it is.
     pub fn turn(&self, worker: &mut Worker) -> Turn {
-        self.turn_told(worker, &mut |_, _| {})
+        self.turn_told(worker, &mut |_, _, _| {})
     }
 
-    /// The same, and tells what was worked.
-    pub fn turn_told(&self, worker: &mut Worker, told: &mut dyn FnMut(&Job, &Done)) -> Turn {
+    /// The same, and tells what was worked, and for which flows of its source.
+    pub fn turn_told(
+        &self,
+        worker: &mut Worker,
+        told: &mut dyn FnMut(&Job, &[usize], &Done),
+    ) -> Turn {
         let (picked, hungry) = {
             let mut state = self.state.lock();
             let picked = state.pick(self.host.wall_ns());
@@ -343,7 +347,7 @@ impl Pipeline {
             return Turn::Idle;
         };
         let done = worker.work(&job);
-        told(&job, &done);
+        told(&job, &flows, &done);
         let mut state = self.state.lock();
         let sends = state.commit(source, &flows, &job, done, self.host.now());
         let must_save = state.needs_save();
@@ -544,7 +548,9 @@ impl Pipeline {
                     all.open += usize::from(!at_end);
                 } else if source.file.is_some()
                     && flow.turn != FlowTurn::Done
-                    && (flow.read.offset < source.stat.size || source.suspended)
+                    && (flow.read.offset < source.stat.size
+                        || !flow.read.held.is_empty()
+                        || source.suspended)
                 {
                     all.behind += 1;
                 }

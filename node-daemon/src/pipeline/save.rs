@@ -233,6 +233,7 @@ pub(super) fn save_flow(flow: &Flow, position: &Position) -> SavedFlow {
             .collect(),
         start: flow.start,
         brought: flow.brought,
+        brought_from: flow.brought_from,
         handed: flow.handed,
         sent: flow.read.offset.max(flow.sent_before),
         done: flow.turn == FlowTurn::Done && flow.spans.is_empty(),

@@ -15,10 +15,19 @@ use ringpilot_shared::follow::Event;
 use ringpilot_shared::follow::glob::Pattern;
 use ringpilot_shared::host::Disk;
 use ringpilot_shared::sim::workload::{End, Habits, Rotation, Workload};
-use ringpilot_shared::sim::{Machine, PowerLoss, Rng, Settings as MachineSettings, Survival};
+use ringpilot_shared::sim::{
+    Fault, FaultId, InodeNumbers, Machine, Op, PowerLoss, Rng, Settings as MachineSettings,
+    Survival,
+};
 
 use super::node::{DATA_DIR, FILE, Node, OUT_DIR, OUTPUTS, Setup, count_lines};
 use super::server::{Kind, Server};
+use crate::ship::dead_letter;
+
+/// No space left on device.
+const ENOSPC: i32 = 28;
+/// Input/output error.
+const EIO: i32 = 5;
 
 /// Which histories.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +38,8 @@ pub struct Options {
     pub kills: bool,
     /// The power may go.
     pub power_losses: bool,
+    /// Disks may fail for a time.
+    pub faults: bool,
     /// A failure tells everything that happened before it.
     pub traced: bool,
 }
@@ -39,6 +50,7 @@ impl Default for Options {
             steps: 150,
             kills: true,
             power_losses: true,
+            faults: true,
             traced: false,
         }
     }
@@ -103,6 +115,12 @@ struct History {
     unasked: Option<HashSet<usize>>,
     /// The same, once it was saved which files are followed.
     excluded: Option<HashSet<usize>>,
+    /// `data_dir` cannot be written.
+    own_fault: Option<FaultId>,
+    /// Some folder of logs cannot be looked into.
+    log_fault: Option<FaultId>,
+    /// It could not be written for a time: what was to be durable first was not.
+    had_own_fault: bool,
     trace: Option<Vec<String>>,
 }
 
@@ -125,7 +143,14 @@ impl History {
         let mut rng = Rng::new(seed);
         let mut machine_settings = MachineSettings::default();
         machine_settings.root.has_birth_times = !rng.chance(0.1);
+        machine_settings.root.inode_numbers = *rng.pick(&[
+            InodeNumbers::LowestFree,
+            InodeNumbers::LowestFree,
+            InodeNumbers::LastFreed,
+            InodeNumbers::Fresh,
+        ]);
         machine_settings.lost_wakes = if rng.chance(0.3) { 0.3 } else { 0.0 };
+        machine_settings.short_reads = if rng.chance(0.2) { 0.3 } else { 0.0 };
         let machine = Machine::with(rng.next_u64(), machine_settings);
         let mut workload = Workload::new(&machine, rng.fork());
         let logs = 1 + rng.index(3);
@@ -159,7 +184,13 @@ impl History {
             budget: *rng.pick(&[1 << 20, 4 << 20]),
             batch_bytes: *rng.pick(&[2_000, 20_000, 1 << 20]),
             max_bytes: *rng.pick(&[4_096, 65_536]),
+            at_once: all_habits
+                .iter()
+                .map(|habits| habits.late == 0.0 && rng.chance(0.3))
+                .collect(),
         };
+        let mut servers = [Server::new(Kind::ById), Server::new(Kind::Plain)];
+        servers[0].refuses = *rng.pick(&[0.0, 0.0, 0.0, 0.03]);
         let history = Self {
             seed,
             rng,
@@ -167,7 +198,7 @@ impl History {
             setup,
             workload,
             logs,
-            servers: [Server::new(Kind::ById), Server::new(Kind::Plain)],
+            servers,
             node: None,
             looks: Vec::new(),
             caught_up: Vec::new(),
@@ -178,6 +209,9 @@ impl History {
             lives: 0,
             unasked: None,
             excluded: None,
+            own_fault: None,
+            log_fault: None,
+            had_own_fault: false,
             trace: traced.then(Vec::new),
         };
         history.fine(io)?;
@@ -247,9 +281,34 @@ impl History {
                 self.servers[server].trouble = *self.rng.pick(&[0.0, 0.3, 0.8]);
             }
             57..60 if options.kills || options.power_losses => self.crash(options)?,
+            60..62 if options.faults => self.toggle_fault(),
             _ => self.live()?,
         }
         self.check()
+    }
+
+    /// Something of the machine fails for the daemon, or works again.
+    fn toggle_fault(&mut self) {
+        let is_own = self.rng.chance(0.3);
+        let fault = if is_own {
+            &mut self.own_fault
+        } else {
+            &mut self.log_fault
+        };
+        if let Some(fault) = fault.take() {
+            self.machine.heal(fault);
+            self.note(|_| format!("healed, own: {is_own}"));
+            return;
+        }
+        let (ops, path, errno): (&[Op], _, _) = if is_own {
+            (&[Op::Write, Op::Sync], DATA_DIR.to_owned(), ENOSPC)
+        } else {
+            let log = self.rng.index(self.logs);
+            (&[Op::OpenLog, Op::List], format!("/logs/{log}"), EIO)
+        };
+        *fault = Some(self.machine.fail(Fault::new(ops, path, errno)));
+        self.had_own_fault |= is_own;
+        self.note(|_| format!("fails, own: {is_own}"));
     }
 
     /// The daemon does something of what it does all the time.
@@ -300,6 +359,9 @@ impl History {
     /// Lets the daemon do all it can; notes when it has caught up.
     fn catch_up(&mut self, rounds: usize) -> Result<bool, Failure> {
         for _ in 0..rounds {
+            if self.machine.has_crashed() {
+                return Ok(false);
+            }
             let Some(node) = &mut self.node else {
                 return Ok(false);
             };
@@ -325,7 +387,11 @@ impl History {
                 self.saved();
             }
             self.check()?;
-            if saved && is_settled && !self.servers.iter().any(|server| server.is_down) {
+            if saved
+                && is_settled
+                && self.log_fault.is_none()
+                && !self.servers.iter().any(|server| server.is_down)
+            {
                 self.note(|_| format!("caught up{}", if is_open { ", groups open" } else { "" }));
                 if !is_open {
                     self.caught_up.push(self.workload.moment());
@@ -343,7 +409,7 @@ impl History {
             self.note(|_| shown(&event));
         }
         self.note(|_| format!("looked, has seen all: {has_seen_all}"));
-        if has_seen_all && !self.loses_wakes {
+        if has_seen_all && !self.loses_wakes && self.log_fault.is_none() {
             self.looks.push(self.workload.moment());
         }
         if self.excluded.is_none() {
@@ -402,6 +468,12 @@ impl History {
     }
 
     fn crash(&mut self, options: Options) -> Result<(), Failure> {
+        if self.rng.chance(0.5) {
+            // It dies within one of its next operations on its own files.
+            let more = self.rng.below(60);
+            self.machine.crash_at(self.machine.own_ops() + more);
+            self.catch_up(3)?;
+        }
         self.deaths.push(self.workload.moment());
         self.node = None;
         self.unasked = None;
@@ -447,6 +519,8 @@ impl History {
         for server in &mut self.servers {
             (server.is_down, server.trouble) = (false, 0.0);
         }
+        self.machine.heal_all();
+        (self.own_fault, self.log_fault) = (None, None);
         if self.node.is_none() {
             self.start()?;
         }
@@ -469,12 +543,12 @@ impl History {
     }
 
     fn judge(&mut self) -> Result<Summary, Failure> {
-        let mut outputs: Vec<HashMap<Vec<u8>, u32>> = self
-            .servers
-            .iter()
-            .map(|server| count_lines(server.records()))
-            .collect();
+        let mut outputs: Vec<HashMap<Vec<u8>, u32>> = Vec::new();
+        for server in &self.servers {
+            outputs.push(count_lines(server.records()).map_err(|what| self.failure(what))?);
+        }
         outputs.push(self.written()?);
+        let refused = self.dead_letters()?;
         let mut summary = Summary {
             lines: self.workload.lines().len(),
             lives: self.lives,
@@ -493,16 +567,20 @@ impl History {
             for (n, counts) in outputs.iter().enumerate() {
                 let count = counts.get(&line.text).copied().unwrap_or(0);
                 let shown = String::from_utf8_lossy(&line.text[..line.text.len().min(40)]);
-                if count == 0 && owed {
+                let is_refused = n == 0 && refused.contains_key(&line.text);
+                if count == 0 && owed && !is_refused {
                     return Err(self.failure(format!(
-                        "lost at {}: `{shown}`, {:?}, deaths {:?}, {:?}",
+                        "lost at {}: `{shown}`, in {:?}, {:?}, deaths {:?}, {:?}",
                         OUTPUTS[n],
+                        self.files_with(line.log, &line.text),
                         (line.log, line.written, line.file_since, line.gone),
                         self.deaths,
                         self.habits[line.log],
                     )));
                 }
-                if count > 1 && n != 1 {
+                // Where it could not be made durable first, a crash may bring it again.
+                let may_repeat = self.had_own_fault && !self.deaths.is_empty();
+                if count > 1 && n != 1 && !may_repeat {
                     return Err(self.failure(format!(
                         "{count} times at {}: `{shown}`, at {:?}, {:?}, deaths {:?}, {:?}",
                         OUTPUTS[n],
@@ -516,6 +594,19 @@ impl History {
             }
         }
         Ok(summary)
+    }
+
+    /// Which files of a log have a text, and where.
+    fn files_with(&self, log: usize, text: &[u8]) -> Vec<(PathBuf, usize)> {
+        let dir = PathBuf::from(format!("/logs/{log}"));
+        let mut found = Vec::new();
+        for name in self.machine.names(&dir).unwrap_or_default() {
+            let path = dir.join(name);
+            let content = self.machine.content(&path).unwrap_or_default();
+            let mut parts = content.windows(text.len().max(1));
+            found.extend(parts.position(|part| part == text).map(|at| (path, at)));
+        }
+        found
     }
 
     /// Whether a line had to arrive.
@@ -545,6 +636,22 @@ impl History {
         had_caught_up || was_held
     }
 
+    /// What was refused for good, and kept.
+    fn dead_letters(&self) -> Result<HashMap<Vec<u8>, u32>, Failure> {
+        let path = dead_letter::path_of(&Path::new(DATA_DIR).join(dead_letter::FOLDER), OUTPUTS[0]);
+        let content = self.machine.content(&path).unwrap_or_default();
+        let mut records = Vec::new();
+        for line in content
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            let letter: dead_letter::Written<'_> = serde_json::from_slice(line)
+                .map_err(|error| self.failure(format!("a dead letter is damaged: {error}")))?;
+            records.push(letter.record.get().as_bytes().to_vec());
+        }
+        count_lines(records.iter().map(Vec::as_slice)).map_err(|what| self.failure(what))
+    }
+
     /// What the file output wrote.
     fn written(&self) -> Result<HashMap<Vec<u8>, u32>, Failure> {
         let mut all = Vec::new();
@@ -564,9 +671,8 @@ impl History {
             all.extend_from_slice(&bytes);
         }
         debug_assert!(FILE < OUTPUTS.len());
-        Ok(count_lines(
-            all.split(|b| *b == b'\n').filter(|line| !line.is_empty()),
-        ))
+        let records = all.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        count_lines(records).map_err(|what| self.failure(what))
     }
 }
 

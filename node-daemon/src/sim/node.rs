@@ -49,6 +49,8 @@ pub(super) struct Setup {
     pub batch_bytes: usize,
     /// Longest line.
     pub max_bytes: usize,
+    /// Which logs are changed over at once: what has a successor is finished.
+    pub at_once: Vec<bool>,
 }
 
 /// The outputs, by index.
@@ -148,7 +150,7 @@ impl Node {
                 },
                 pattern: Pattern::new(path).unwrap_or_else(|error| panic!("{error}")),
                 from_start: true,
-                rotates_at_once: false,
+                rotates_at_once: setup.at_once[n],
                 pinned_bytes: 1 << 30,
             });
         }
@@ -191,10 +193,10 @@ impl Node {
     pub(super) fn read(&mut self, most: usize, trace: Option<&mut Vec<String>>) {
         let mut trace = trace;
         for _ in 0..most {
-            let turn = self.pipeline.turn_told(&mut self.worker, &mut |job, done| {
+            let turn = self.pipeline.turn_told(&mut self.worker, &mut |job, flows, done| {
                 if let Some(trace) = &mut trace {
                     trace.push(format!(
-                        "slice of {:?} at {} held {} cuts {:?} -> {} held {} records {} {}",
+                        "slice of {:?} for {flows:?} at {} held {} cuts {:?} -> {} held {} records {} {}",
                         job.stream,
                         job.position.offset,
                         job.position.held_bytes(),
@@ -223,6 +225,9 @@ impl Node {
     /// Sends what there is to send. With `held`, answers do not arrive yet.
     pub(super) fn send(&mut self, servers: &mut [Server; 2], rng: &mut Rng, held: bool) -> bool {
         let mut sent = false;
+        if self.machine.has_crashed() {
+            return false;
+        }
         for output in 0..OUTPUTS.len() {
             while let Some(Attempt { number, load }) = self.pipeline.next_load(output) {
                 sent = true;
@@ -358,7 +363,12 @@ fn spec(name: &str, path: &str, setup: &Setup) -> Spec {
 }
 
 /// How often each line is in what an output has: lines by their text, those of a group each for itself.
-pub(super) fn count_lines<'a>(records: impl Iterator<Item = &'a [u8]>) -> HashMap<Vec<u8>, u32> {
+///
+/// # Errors
+/// A record that is none.
+pub(super) fn count_lines<'a>(
+    records: impl Iterator<Item = &'a [u8]>,
+) -> Result<HashMap<Vec<u8>, u32>, String> {
     #[derive(serde::Deserialize)]
     struct Record {
         message: String,
@@ -368,13 +378,15 @@ pub(super) fn count_lines<'a>(records: impl Iterator<Item = &'a [u8]>) -> HashMa
         let Some(json) = record.split(|b| *b == b'\n').rfind(|line| line.len() > 2) else {
             continue;
         };
-        let record: Record =
-            serde_json::from_slice(json).unwrap_or_else(|error| panic!("{error}: {json:?}"));
+        let record: Record = serde_json::from_slice(json).map_err(|error| {
+            let shown = String::from_utf8_lossy(&json[..json.len().min(200)]);
+            format!("a record is damaged: {error}: `{shown}`")
+        })?;
         for line in record.message.split('\n') {
             // What a writer leaves that goes on at its old place after a truncation.
             let line = line.trim_start_matches('\0');
             *counts.entry(line.as_bytes().to_vec()).or_default() += 1;
         }
     }
-    counts
+    Ok(counts)
 }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::glob::Pattern;
-use super::identity::{Identity, tail_at};
+use super::identity::{HEAD_BYTES, Identity, tail_at};
 use super::known::{Known, KnownStream};
 use super::rotation::Candidate;
 use super::{Event, StreamKey, View, WantId};
@@ -312,6 +312,7 @@ impl Follower {
             left: Vec::new(),
         };
         let sweeps = woken.overflow || self.swept_at.is_none_or(|at| now >= at + SWEEP_EVERY);
+        self.note_released(released, &mut round);
         // Of a name that is followed it is known only that something happened; a write shows in its file.
         let heard = self.hear(woken, &mut round);
         let mut stats: BTreeSet<StreamKey> = heard.keys().copied().collect();
@@ -354,7 +355,7 @@ impl Follower {
         }
         self.judge(&mut round);
         self.finish(&mut round);
-        self.release(released, &mut round);
+        self.release(&mut round);
         self.shed(&mut round.events);
         let forgotten = self.known.prune(now, self.host.wall_ns());
         let forgotten = forgotten.into_iter();
@@ -425,10 +426,20 @@ impl Follower {
         }
         let changed = stat.size != file.stat.size || stat.modified_ns != file.stat.modified_ns;
         file.stat = stat;
-        if u64::from(file.identity.head_len) < read
-            && tail != 0
-            && tail_at(&*file.handle, read).is_ok_and(|found| found == Some(tail))
-            && let Ok(true) = file.identity.grow(&*file.handle, read)
+        // What is first in it is known before it is read. Later only what was read is taken: the bytes before the cursor
+        // say that it is still the same.
+        let known = match (file.identity.head_len, read) {
+            (0, 0) => stat.size,
+            _ if tail != 0
+                && u64::from(file.identity.head_len) < read.min(HEAD_BYTES as u64)
+                && tail_at(&*file.handle, read).is_ok_and(|found| found == Some(tail)) =>
+            {
+                read
+            }
+            _ => 0,
+        };
+        if known > 0
+            && let Ok(true) = file.identity.grow(&*file.handle, known)
         {
             round.events.push(Event::Known {
                 stream: key,
