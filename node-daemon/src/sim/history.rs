@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ringpilot_shared::follow::Event;
 use ringpilot_shared::follow::glob::Pattern;
-use ringpilot_shared::host::Disk;
+use ringpilot_shared::host::{Disk, Host};
 use ringpilot_shared::sim::workload::{End, Habits, Rotation, Workload};
 use ringpilot_shared::sim::{
     Fault, FaultId, InodeNumbers, Machine, Op, PowerLoss, Rng, Settings as MachineSettings,
@@ -28,6 +28,8 @@ use crate::ship::dead_letter;
 const ENOSPC: i32 = 28;
 /// Input/output error.
 const EIO: i32 = 5;
+/// So long the follower waits for the copy of a file that was cut.
+const COPY_WAITS: Duration = Duration::from_secs(60);
 
 /// Which histories.
 #[derive(Debug, Clone, Copy)]
@@ -111,14 +113,19 @@ struct History {
     habits: Vec<Habits>,
     step: usize,
     lives: usize,
-    /// By the last look: lines in files that nobody asked for, because they were rotated before.
-    unasked: Option<HashSet<usize>>,
+    /// Of each log, by its first look in this life: lines in files that nobody asked for, because they were rotated
+    /// before.
+    unasked: Vec<Option<HashSet<usize>>>,
     /// The same, once it was saved which files are followed.
-    excluded: Option<HashSet<usize>>,
+    excluded: Vec<Option<HashSet<usize>>>,
     /// `data_dir` cannot be written.
     own_fault: Option<FaultId>,
     /// Some folder of logs cannot be looked into.
     log_fault: Option<FaultId>,
+    /// Of which log that is, and since when.
+    log_fault_of: (usize, Duration),
+    /// Logs whose folder could not be looked into for longer than a copy is waited for.
+    was_hidden: Vec<bool>,
     /// It could not be written for a time: what was to be durable first was not.
     had_own_fault: bool,
     trace: Option<Vec<String>>,
@@ -207,10 +214,12 @@ impl History {
             habits: all_habits,
             step: 0,
             lives: 0,
-            unasked: None,
-            excluded: None,
+            unasked: vec![None; logs],
+            excluded: vec![None; logs],
             own_fault: None,
             log_fault: None,
+            log_fault_of: (0, Duration::ZERO),
+            was_hidden: vec![false; logs],
             had_own_fault: false,
             trace: traced.then(Vec::new),
         };
@@ -297,6 +306,9 @@ impl History {
         };
         if let Some(fault) = fault.take() {
             self.machine.heal(fault);
+            if !is_own {
+                self.note_hidden();
+            }
             self.note(|_| format!("healed, own: {is_own}"));
             return;
         }
@@ -304,11 +316,18 @@ impl History {
             (&[Op::Write, Op::Sync], DATA_DIR.to_owned(), ENOSPC)
         } else {
             let log = self.rng.index(self.logs);
+            self.log_fault_of = (log, self.machine.now());
             (&[Op::OpenLog, Op::List], format!("/logs/{log}"), EIO)
         };
         *fault = Some(self.machine.fail(Fault::new(ops, path, errno)));
         self.had_own_fault |= is_own;
         self.note(|_| format!("fails, own: {is_own}"));
+    }
+
+    /// Takes note of how long a log's folder could not be looked into.
+    fn note_hidden(&mut self) {
+        let (log, since) = self.log_fault_of;
+        self.was_hidden[log] |= self.machine.now() >= since + COPY_WAITS;
     }
 
     /// The daemon does something of what it does all the time.
@@ -412,9 +431,12 @@ impl History {
         if has_seen_all && !self.loses_wakes && self.log_fault.is_none() {
             self.looks.push(self.workload.moment());
         }
-        if self.excluded.is_none() {
-            let unasked = self.unasked_lines();
-            self.unasked = Some(self.fine(unasked)?);
+        for log in 0..self.logs {
+            let has_looked = self.node.as_ref().is_some_and(|node| node.has_looked(log));
+            if has_looked && self.excluded[log].is_none() && self.unasked[log].is_none() {
+                let unasked = self.unasked_lines(log);
+                self.unasked[log] = Some(self.fine(unasked)?);
+            }
         }
         Ok(())
     }
@@ -422,31 +444,33 @@ impl History {
     /// The daemon has saved.
     fn saved(&mut self) {
         self.note(|_| "saved".to_owned());
-        if self.excluded.is_none() {
-            self.excluded = self.unasked.take();
+        for (excluded, unasked) in self.excluded.iter_mut().zip(&mut self.unasked) {
+            if excluded.is_none() {
+                *excluded = unasked.take();
+            }
         }
     }
 
-    /// Lines that are in no file whose name is declared.
-    fn unasked_lines(&self) -> std::io::Result<HashSet<usize>> {
+    /// Lines of a log that are in no file whose name is declared.
+    fn unasked_lines(&self, log: usize) -> std::io::Result<HashSet<usize>> {
         let mut asked: HashSet<Vec<u8>> = HashSet::new();
-        for (_, path) in &self.setup.logs {
-            let pattern = Pattern::new(path).map_err(std::io::Error::other)?;
-            let dir = pattern.literal_dir().to_path_buf();
-            for name in self.machine.names(&dir)? {
-                if !pattern.matches_name(&dir, &name) {
-                    continue;
-                }
-                let content = self.machine.content(dir.join(name))?;
-                for line in content.split(|byte| *byte == b'\n') {
-                    let line = line.strip_suffix(b"\r").unwrap_or(line);
-                    let from = line.iter().position(|byte| *byte != 0).unwrap_or(0);
-                    asked.insert(line[from..].to_vec());
-                }
+        let (_, path) = &self.setup.logs[log];
+        let pattern = Pattern::new(path).map_err(std::io::Error::other)?;
+        let dir = pattern.literal_dir().to_path_buf();
+        for name in self.machine.names(&dir)? {
+            if !pattern.matches_name(&dir, &name) {
+                continue;
+            }
+            let content = self.machine.content(dir.join(name))?;
+            for line in content.split(|byte| *byte == b'\n') {
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                let from = line.iter().position(|byte| *byte != 0).unwrap_or(0);
+                asked.insert(line[from..].to_vec());
             }
         }
         let lines = self.workload.lines().iter().enumerate();
         Ok(lines
+            .filter(|(_, line)| line.log == log)
             .filter(|(_, line)| line.written.is_some() && !asked.contains(&line.text))
             .map(|(n, _)| n)
             .collect())
@@ -476,7 +500,7 @@ impl History {
         }
         self.deaths.push(self.workload.moment());
         self.node = None;
-        self.unasked = None;
+        self.unasked.fill(None);
         let power = options.power_losses && (!options.kills || self.rng.chance(0.4));
         self.note(|_| format!("the daemon dies, power lost: {power}"));
         if power {
@@ -520,6 +544,9 @@ impl History {
             (server.is_down, server.trouble) = (false, 0.0);
         }
         self.machine.heal_all();
+        if self.log_fault.is_some() {
+            self.note_hidden();
+        }
         (self.own_fault, self.log_fault) = (None, None);
         if self.node.is_none() {
             self.start()?;
@@ -555,8 +582,7 @@ impl History {
             ..Summary::default()
         };
         for (number, line) in self.workload.lines().iter().enumerate() {
-            let is_excluded = self
-                .excluded
+            let is_excluded = self.excluded[line.log]
                 .as_ref()
                 .is_none_or(|all| all.contains(&number));
             let owed = !is_excluded && self.is_owed(line);
@@ -580,6 +606,10 @@ impl History {
                 }
                 // Where it could not be made durable first, a crash may bring it again.
                 let may_repeat = self.had_own_fault && !self.deaths.is_empty();
+                // A copy that could not be seen in time is read as a log of its own: what had been read of the log
+                // before it was cut comes again, and nothing is lost.
+                let is_copied = self.habits[line.log].rotation == Rotation::CopyTruncate;
+                let may_repeat = may_repeat || (is_copied && self.was_hidden[line.log]);
                 if count > 1 && n != 1 && !may_repeat {
                     return Err(self.failure(format!(
                         "{count} times at {}: `{shown}`, at {:?}, {:?}, deaths {:?}, {:?}",

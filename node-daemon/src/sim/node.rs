@@ -184,6 +184,11 @@ impl Node {
         self.follower.is_up_to_date()
     }
 
+    /// Whether the files of a log that were there before are known.
+    pub(super) fn has_looked(&self, log: usize) -> bool {
+        self.follower.has_looked(WantId(log as u64 + 1))
+    }
+
     /// Whether no group is open: else a line may be read and not delivered.
     pub(super) fn has_open_groups(&self) -> bool {
         self.pipeline.settledness().open > 0

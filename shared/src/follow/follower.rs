@@ -88,6 +88,8 @@ pub struct Follower {
     pub(super) releasable: BTreeSet<StreamKey>,
     pub(super) known: Known,
     pub(super) waiting: Vec<Candidate>,
+    /// Streams whose file has begun anew, since when: their folder cannot be listed, where a copy may be.
+    pub(super) undecided: BTreeMap<StreamKey, Duration>,
     pub(super) swept_at: Option<Duration>,
     random: u64,
     pub(super) node_pinned_bytes: u64,
@@ -101,6 +103,8 @@ pub(super) struct Want {
     /// Something happened to names: those that look unchanged may be others' now.
     pub verifies: bool,
     pub looked: bool,
+    /// Something could not be listed or opened when it was last listed.
+    pub failed: bool,
     pub dirs: BTreeMap<PathBuf, Dir>,
     /// Names that it means, and whose they are.
     pub names: BTreeMap<PathBuf, StreamKey>,
@@ -191,6 +195,7 @@ impl Follower {
             releasable: BTreeSet::new(),
             known: Known::new(known, host.now()),
             waiting: Vec::new(),
+            undecided: BTreeMap::new(),
             swept_at: None,
             random: seed,
             node_pinned_bytes: super::held::NODE_PINNED_BYTES,
@@ -220,6 +225,7 @@ impl Follower {
                 must_list: true,
                 verifies: false,
                 looked: false,
+                failed: false,
                 dirs: BTreeMap::new(),
                 names: BTreeMap::new(),
                 bases: HashSet::new(),
@@ -247,11 +253,20 @@ impl Follower {
         self.files.len() + self.waiting.len()
     }
 
-    /// Whether everything that was heard has been looked at.
+    /// Whether everything that was heard has been looked at, and nothing of it failed.
     #[must_use]
     pub fn is_up_to_date(&self) -> bool {
         let mut wants = self.wants.values();
-        wants.all(|want| !want.must_list && want.dirs.values().all(|dir| !dir.dirty))
+        self.undecided.is_empty()
+            && wants.all(|want| {
+                !want.must_list && !want.failed && want.dirs.values().all(|dir| !dir.dirty)
+            })
+    }
+
+    /// Whether a want's folders have been listed once: which files were there before is decided.
+    #[must_use]
+    pub fn has_looked(&self, want: WantId) -> bool {
+        self.wants.get(&want).is_some_and(|want| want.looked)
     }
 
     /// Whether something was heard that must not wait for more: anything but a write to a file that is followed.
@@ -307,7 +322,7 @@ impl Follower {
             positions,
             events: Vec::new(),
             list_now: BTreeSet::new(),
-            cut: BTreeSet::new(),
+            cut: self.undecided.keys().copied().collect(),
             found: Vec::new(),
             left: Vec::new(),
         };
@@ -325,6 +340,7 @@ impl Follower {
             });
             stats.extend(ending.map(|(key, _)| *key));
         }
+        stats.retain(|key| !round.cut.contains(key));
         for key in stats {
             let written = self.stat(key, &mut round);
             if let (false, Some(want)) = (written, heard.get(&key)) {

@@ -112,7 +112,11 @@ impl Follower {
             }
         }
         for stream in std::mem::take(&mut round.cut) {
-            self.truncated(stream, copies.remove(&stream), round);
+            let copy = copies.remove(&stream);
+            if copy.is_some() || !self.may_have_copy(stream, round.now) {
+                self.undecided.remove(&stream);
+                self.truncated(stream, copy, round);
+            }
         }
         for one in begun {
             self.begin(one, round);
@@ -127,6 +131,20 @@ impl Follower {
                 self.succeed(old, new, round);
             }
         }
+    }
+
+    /// Whether the rest of a stream may be in a copy that cannot be seen now, because a folder cannot be listed or a file
+    /// in it not be opened. That is waited for only so long.
+    fn may_have_copy(&mut self, stream: StreamKey, now: Duration) -> bool {
+        let Some(file) = self.files.get(&stream).filter(|file| !file.is_copy) else {
+            return false;
+        };
+        let mut wants = file.homes.iter().filter_map(|(id, _)| self.wants.get(id));
+        if !wants.any(|want| want.failed) {
+            return false;
+        }
+        let since = *self.undecided.entry(stream).or_insert(now);
+        now < since + COPY_WAITS
     }
 
     /// Rotated forms that a want's first look finds are nobody's wish, unless they are younger than what was followed
@@ -630,6 +648,7 @@ impl Follower {
             Err(error) => {
                 if let Some(want) = self.wants.get_mut(&one.want) {
                     want.siblings.remove(&one.path);
+                    want.failed = true;
                     tell(want, one.want, &one.path, &error, &mut round.events);
                 }
                 return;
