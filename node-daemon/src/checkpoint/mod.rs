@@ -203,8 +203,9 @@ pub enum Entry {
     },
     /// The daemon runs in this boot.
     Boot(u128),
-    /// An output is known since then (nanoseconds since 1970): whether it is new decides where it begins.
-    Output(Arc<str>, i64),
+    /// These outputs are known since then (nanoseconds since 1970): whether one is new decides where it begins. All that
+    /// are met in one start are in one entry: after a crash within it, none of them has begun.
+    Outputs(Vec<Arc<str>>, i64),
 }
 
 /// Where entries are appended: the checkpoint, or its stand-in in a test of one output.

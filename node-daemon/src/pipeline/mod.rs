@@ -192,12 +192,12 @@ impl Pipeline {
         for output in &mut plan.outputs {
             output.shipper.dated = output.dated;
         }
-        let pending = plan
-            .outputs
-            .iter()
-            .filter(|output| !output.known)
-            .map(|output| Entry::Output(Arc::clone(&output.shipper.name), host.wall_ns()))
-            .collect();
+        let new = plan.outputs.iter().filter(|output| !output.known);
+        let new: Vec<_> = new.map(|output| Arc::clone(&output.shipper.name)).collect();
+        let pending = match new.is_empty() {
+            true => Vec::new(),
+            false => vec![Entry::Outputs(new, host.wall_ns())],
+        };
         let starved = plan.outputs.iter().map(|_| Vec::new()).collect();
         let closed = plan.outputs.iter().map(|_| Ledger::default()).collect();
         let shipping = plan.outputs.iter().map(|_| Notify::new()).collect();
@@ -465,10 +465,9 @@ impl Pipeline {
                 result = Err(error);
             }
         }
-        if result.is_ok() && !entries.is_empty() {
-            result = self.journal.append(&entries);
-        }
         if result.is_ok() {
+            // What cannot be appended is remembered, and written by the sync: only that tries again what failed before.
+            drop(self.journal.append(&entries));
             result = self.journal.sync();
         }
         let mut state = self.state.lock();

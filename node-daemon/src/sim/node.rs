@@ -278,9 +278,11 @@ impl Node {
         self.pending.is_empty() && now.behind == 0 && now.in_flight == 0
     }
 
-    /// A sentence for each flow that is not settled, for a failure.
+    /// Why it is not settled, and a sentence for each flow that is not, for a failure.
     pub(super) fn unsettled(&self) -> String {
-        self.pipeline.look(|view| {
+        let now = self.pipeline.settledness();
+        let waits = self.pending.len();
+        let flows: String = self.pipeline.look(|view| {
             view.sources()
                 .flat_map(|source| {
                     source.flows.iter().filter_map(move |flow| {
@@ -307,7 +309,9 @@ impl Node {
                     })
                 })
                 .collect()
-        })
+        });
+        let failing = self.pipeline.look(|view| view.save_failing().cloned());
+        format!("{now:?}, answers that wait {waits}, saving fails: {failing:?}\n{flows}")
     }
 }
 

@@ -73,3 +73,20 @@ fn while_the_daemon_runs_every_rotation_is_read_to_its_end() {
         ..Options::default()
     });
 }
+
+#[test]
+fn a_daemon_that_is_killed_goes_on_where_it_was() {
+    histories(Options {
+        power_losses: false,
+        copies: false,
+        ..Options::default()
+    });
+}
+
+#[test]
+fn a_power_loss_loses_no_line() {
+    histories(Options {
+        copies: false,
+        ..Options::default()
+    });
+}
