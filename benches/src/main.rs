@@ -4,6 +4,7 @@ mod floor;
 mod load;
 mod measure;
 mod receiver;
+mod simulate;
 mod throughput;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ enum Scenario {
     Load(load::ToFile),
     /// Plays an Elasticsearch that takes everything, and checks what it gets
     Receiver(receiver::Receiver),
+    /// Histories of a whole simulated node, from seeds; with `--mutants`, whether they find what is broken on purpose
+    Simulate(simulate::Simulate),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -38,5 +41,6 @@ fn main() -> anyhow::Result<()> {
         Scenario::Throughput(throughput) => throughput.run(),
         Scenario::Load(load) => load.run(),
         Scenario::Receiver(receiver) => receiver.run(),
+        Scenario::Simulate(simulate) => simulate.run(),
     }
 }
