@@ -8,6 +8,7 @@ mod load;
 mod measure;
 mod quiet;
 mod receiver;
+mod simulate;
 mod throughput;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +39,8 @@ enum Scenario {
     Load(load::ToFile),
     /// Plays an Elasticsearch that takes everything, and checks what it gets
     Receiver(receiver::Receiver),
+    /// Histories of a whole simulated node, from seeds; with `--mutants`, whether they find what is broken on purpose
+    Simulate(simulate::Simulate),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -48,5 +51,6 @@ fn main() -> anyhow::Result<()> {
         Scenario::Quiet(quiet) => quiet.run(),
         Scenario::Load(load) => load.run(),
         Scenario::Receiver(receiver) => receiver.run(),
+        Scenario::Simulate(simulate) => simulate.run(),
     }
 }

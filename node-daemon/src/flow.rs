@@ -29,6 +29,9 @@ pub struct Earlier {
     pub stream: StreamKey,
     /// Its handle; `None` when it could not be opened again after a restart.
     pub file: Option<Arc<dyn LogFile>>,
+    /// First 8 bytes of the ids of records that begin in it, if that is known: a group that crossed has the id that it
+    /// would have had without.
+    pub source_hash: Option<u64>,
 }
 
 impl Held {
@@ -117,6 +120,8 @@ pub struct Flow {
     pub start: u64,
     /// Bytes of an earlier file that its first group continues.
     pub brought: u64,
+    /// From which file those are.
+    pub brought_from: Option<StreamKey>,
     /// Bytes of its last group that the successor took over.
     pub handed: u64,
     /// Next to be read.
@@ -169,6 +174,7 @@ impl Flow {
             output,
             start,
             brought: 0,
+            brought_from: None,
             handed: 0,
             read: position.clone(),
             cursor: position,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use ringpilot_shared::follow::StreamKey;
-use ringpilot_shared::follow::identity::{TAIL_BYTES, tail_hash};
+use ringpilot_shared::follow::identity::{TAIL_BYTES, tail_at, tail_hash};
 use ringpilot_shared::host::LogFile;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::batch::id::{RecordId, write_action};
 use crate::batch::json::{Entry, Flags, Writer, write_raw};
@@ -39,6 +39,10 @@ const MOST_HELD: usize = 256;
 const SUSPECT_BEFORE: Day = 7;
 /// The same, in the future.
 const SUSPECT_AFTER: Day = 1;
+/// Set in the start of a record that began in another file than its chunk's: no file is so long.
+const CROSSED: u64 = 1 << 47;
+/// So much room that nothing was written to may be held with a chunk.
+const SPARE_BYTES: usize = 4096;
 /// What some programs write at the start of a file.
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 const NS_PER_DAY: i64 = 86_400_000_000_000;
@@ -54,6 +58,11 @@ pub struct Job {
     pub stream: StreamKey,
     /// Where to begin.
     pub position: Position,
+    /// The furthest that was read of the file, and the hash of the bytes before: what is read further back is of the
+    /// same life only as long as those are there.
+    pub furthest: (u64, u64),
+    /// How many of its first bytes are known, and their hash: what is first read must begin so.
+    pub head: (u32, u64),
     /// The file's length as last seen.
     pub size: u64,
     /// Nothing beyond it is read, if it is to be read only so far.
@@ -144,6 +153,8 @@ struct Group {
     source_bytes: u64,
     lines: u32,
     start: u64,
+    /// The file it began in, if that is another: its hash and generation.
+    origin: Option<(u64, u16)>,
     end: u64,
     hash: u64,
     time_ns: Option<i64>,
@@ -246,6 +257,12 @@ impl Worker {
                     self.pool.give(out.bytes);
                     continue;
                 }
+                let mut out = out;
+                // A few records must not hold a buffer that many have filled before.
+                if out.bytes.capacity() > 2 * out.bytes.len() + SPARE_BYTES {
+                    let exact = out.bytes.as_slice().to_vec();
+                    self.pool.give(std::mem::replace(&mut out.bytes, exact));
+                }
                 let held = out.bytes.capacity() + out.marks.len() * size_of::<Mark>();
                 chunks.push(Arc::new(Chunk {
                     bytes: self.pool.lend(out.bytes),
@@ -269,13 +286,6 @@ impl Worker {
     /// Reads and works; where it ended and why.
     fn slice(&mut self, job: &Job, gather: &mut Gather<'_>) -> io::Result<(Position, Outcome)> {
         let offset = job.position.offset;
-        if job.sparse
-            && let Some(data) = job.file.next_data(offset)?
-            && data > offset
-            && job.position.held.is_empty()
-        {
-            return self.hole(job, gather, data);
-        }
         let prefix = usize::try_from(offset.min(TAIL_BYTES as u64)).unwrap_or(TAIL_BYTES);
         let from = offset - prefix as u64;
         let most = job.until.map_or(usize::MAX, |until| {
@@ -292,10 +302,28 @@ impl Worker {
         {
             return Ok((job.position.clone(), Outcome::Truncated));
         }
-        let unit = job.spec.unit();
-        if let Some(zeros) = zeros(unit, &self.read[..have], prefix, want)
-            && job.position.held.is_empty()
+        let (length, head) = job.head;
+        let begins_so = || {
+            let found = self.read[..have].get(..length as usize);
+            length == 0 || found.is_some_and(|found| xxh3_64(found) == head)
+        };
+        if offset == 0 && !begins_so() {
+            return Ok((job.position.clone(), Outcome::Truncated));
+        }
+        let (furthest, tail) = job.furthest;
+        if furthest > offset
+            && tail_at(&*job.file, furthest)?.is_none_or(|found| tail != 0 && found != tail)
         {
+            return Ok((job.position.clone(), Outcome::Truncated));
+        }
+        let unit = job.spec.unit();
+        if job.sparse
+            && let Some(data) = job.file.next_data(offset)?
+            && data > offset
+        {
+            return self.hole(job, gather, data);
+        }
+        if let Some(zeros) = zeros(unit, &self.read[..have], prefix, want) {
             return self.hole(job, gather, offset + zeros as u64);
         }
         self.read_held(job)?;
@@ -363,7 +391,7 @@ impl Worker {
         self.finish(job, consumed, tail, size, limit && !is_full, partial)
     }
 
-    /// Skips a hole, as filtered bytes.
+    /// Skips a hole, as filtered bytes. What open groups hold before it they hold behind it.
     fn hole(
         &mut self,
         job: &Job,
@@ -380,13 +408,13 @@ impl Worker {
         let after = Position {
             offset: data,
             tail: self.tail_before(job, data)?,
-            held: Arc::default(),
+            held: Arc::clone(&job.position.held),
         };
         Ok((after, Outcome::Moved))
     }
 
     fn tail_before(&self, job: &Job, offset: u64) -> io::Result<u64> {
-        Ok(ringpilot_shared::follow::identity::tail_at(&*job.file, offset)?.unwrap_or(0))
+        Ok(tail_at(&*job.file, offset)?.unwrap_or(0))
     }
 
     /// Reads the ranges that open groups held.
@@ -517,6 +545,7 @@ impl Worker {
             // The common case: a line is a record, and nothing is copied.
             let whole = Whole {
                 start: physical.from,
+                origin: None,
                 end: physical.to,
                 hash: physical.hash,
                 source_bytes: physical.to - physical.from,
@@ -577,6 +606,9 @@ impl Worker {
             group.clear();
             group.open = true;
             group.start = physical.from;
+            group.origin = physical
+                .earlier
+                .and_then(|earlier| Some((earlier.source_hash?, earlier.stream.generation)));
             group.time_ns = part.time_ns;
             group.flagged = overflows;
         } else if starts_line {
@@ -662,6 +694,7 @@ impl Worker {
             };
             let whole = Whole {
                 start: group.start,
+                origin: group.origin,
                 end: group.end,
                 hash: group.hash,
                 source_bytes: group.source_bytes,
@@ -746,6 +779,7 @@ impl Worker {
 #[derive(Clone, Copy)]
 struct Whole {
     start: u64,
+    origin: Option<(u64, u16)>,
     end: u64,
     hash: u64,
     source_bytes: u64,
@@ -837,9 +871,11 @@ fn emit(
             Codec::Raw => write_raw(&mut out.bytes, text),
             Codec::Json => writer.write_record(&mut out.bytes, &spec.tags, &spec.names, &entry),
             Codec::Bulk => {
+                let own = (job.source_hash, job.stream.generation);
+                let (source_hash, generation) = whole.origin.unwrap_or(own);
                 let id = RecordId {
-                    source_hash: job.source_hash,
-                    generation: job.stream.generation,
+                    source_hash,
+                    generation,
                     start: whole.start,
                     end_and_bytes: xxh3_64_with_seed(&whole.hash.to_le_bytes(), whole.end),
                 };
@@ -851,7 +887,7 @@ fn emit(
             encoded_end: u32::try_from(out.bytes.len()).unwrap_or(u32::MAX),
             source_bytes: u32::try_from(whole.source_bytes).unwrap_or(u32::MAX),
             lines: whole.lines,
-            start: whole.start,
+            start: whole.start | if whole.origin.is_some() { CROSSED } else { 0 },
         });
         out.total.add(tally);
         gather.encoded += out.bytes.len() - before;

@@ -150,9 +150,11 @@ impl Live {
                 }
             }
             Entry::Boot(boot) => self.boot = Some(boot),
-            Entry::Output(output, since) => {
-                let output = self.name(&output);
-                self.outputs.insert(output, since);
+            Entry::Outputs(outputs, since) => {
+                for output in outputs {
+                    let output = self.name(&output);
+                    self.outputs.insert(output, since);
+                }
             }
             Entry::ForgetOutput(output) => {
                 self.outputs.remove(&output);
@@ -364,7 +366,7 @@ impl Live {
             entry(&Entry::Boot(boot))?;
         }
         for (output, since) in &self.outputs {
-            entry(&Entry::Output(Arc::clone(output), *since))?;
+            entry(&Entry::Outputs(vec![Arc::clone(output)], *since))?;
         }
         for stream in self.streams() {
             entry(&Entry::Stream(stream.clone()))?;

@@ -79,6 +79,9 @@ pub struct SavedFlow {
     /// Bytes of an earlier file that its first group continues.
     #[serde(rename = "b", default)]
     pub brought: u64,
+    /// From which file those are.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub brought_from: Option<StreamKey>,
     /// Bytes of its last group that the successor took over.
     #[serde(rename = "g", default)]
     pub handed: u64,
@@ -200,9 +203,9 @@ pub enum Entry {
     },
     /// The daemon runs in this boot.
     Boot(u128),
-    /// An output is known, and was there at that time (nanoseconds since 1970): whether it is new decides where it
-    /// begins.
-    Output(Arc<str>, i64),
+    /// These outputs are known since then (nanoseconds since 1970): whether one is new decides where it begins. All that
+    /// are met in one start are in one entry: after a crash within it, none of them has begun.
+    Outputs(Vec<Arc<str>>, i64),
     /// An output is known no longer, nor where its flows stood.
     ForgetOutput(Arc<str>),
 }

@@ -73,6 +73,7 @@ fn full_flow() -> SavedFlow {
             earlier: Some(key(9)),
         }],
         start: 3,
+        brought_from: Some(key(9)),
         brought: 4,
         handed: 5,
         sent: u64::MAX,
@@ -150,7 +151,7 @@ fn everything_that_was_appended_is_there_again_whatever_it_is_made_of() {
         Entry::Flow(flow_key(1, "es"), full_flow()),
         Entry::Flow(flow_key(3, "es"), at(9)),
         Entry::Forget(key(3)),
-        Entry::Output("es".into(), i64::MAX),
+        Entry::Outputs(vec!["es".into()], i64::MAX),
         write("/out/a", 5, 0, 10, &[(2, 50)]),
         synced("/out/a", 5, 10),
     ];

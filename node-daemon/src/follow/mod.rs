@@ -143,6 +143,8 @@ pub struct Source {
     pub successor: Option<StreamKey>,
     /// The stream whose name it took.
     pub predecessor: Option<StreamKey>,
+    /// What it had handed over before a restart may come back to it.
+    pub may_take_back: bool,
     /// Something of it besides cursors must be saved.
     pub unsaved: bool,
     /// The last trouble with reading it.
@@ -168,6 +170,7 @@ impl Source {
     /// Whether nothing of it is left to be done.
     pub fn is_over(&self) -> bool {
         (self.finished || self.ended)
+            && !self.may_take_back
             && self
                 .flows
                 .iter()

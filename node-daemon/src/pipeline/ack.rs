@@ -87,6 +87,8 @@ impl State {
                     flow.turn = FlowTurn::Queued;
                     self.queue.push_back((number, n));
                 }
+                // What left memory and is no longer in its file is gone.
+                self.lose(number);
             }
         }
         for number in touched {
@@ -199,15 +201,15 @@ impl State {
         }
     }
 
-    /// Lets a source go whose every flow is done and settled, and the one before it, which may have waited for it.
+    /// Lets a source go whose every flow is done and settled, and those beside it in its chain, which may have waited for it.
     pub(super) fn settle_source(&mut self, number: u64) {
         let Some(source) = self.sources.get(&number) else {
             return;
         };
-        let before = source.predecessor;
+        let (before, next) = (source.predecessor, source.successor);
         self.release_if_over(source.stream);
-        if let Some(before) = before {
-            self.release_if_over(before);
+        for other in [before, next].into_iter().flatten() {
+            self.release_if_over(other);
         }
     }
 
@@ -229,7 +231,14 @@ impl State {
                 let holds = |held: &Held| held.earlier.as_ref().map(|e| e.stream) == Some(stream);
                 flow.cursor.held.iter().any(holds)
             });
-        if sources().all(Source::is_over) && !is_read_by_successor {
+        // What was handed over to it is known by it until its predecessor has left its own end.
+        let is_heir = sources()
+            .filter(|source| source.spec().joins())
+            .filter_map(|source| self.by_stream.get(&source.predecessor?))
+            .flatten()
+            .filter_map(|other| self.sources.get(other))
+            .any(|other| !other.is_over());
+        if sources().all(Source::is_over) && !is_read_by_successor && !is_heir {
             self.released.push(stream);
         }
     }

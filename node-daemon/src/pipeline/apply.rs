@@ -39,7 +39,19 @@ impl State {
             }
             Event::Known { stream, identity } => {
                 for number in self.by_stream.get(&stream).cloned().unwrap_or_default() {
+                    let needs_record = self
+                        .sources
+                        .get(&number)
+                        .is_some_and(|source| self.needs_record(source.spec()));
                     if let Some(source) = self.sources.get_mut(&number) {
+                        // How it begins is durable before it is read: else, after a crash, nobody could tell its copy
+                        // from the next life in its file.
+                        let is_first = source.identity.head_len == 0
+                            && source.flows.iter().all(|flow| flow.read.offset == 0);
+                        if is_first && needs_record {
+                            source.gate = Some(self.save_number);
+                            self.must_save = true;
+                        }
                         source.identity = identity;
                         source.unsaved = true;
                     }
@@ -63,7 +75,7 @@ impl State {
             Event::Succeeded { stream, by } => {
                 for number in self.by_stream.get(&stream).cloned().unwrap_or_default() {
                     if let Some(source) = self.sources.get_mut(&number) {
-                        source.successor = Some(by);
+                        source.successor.get_or_insert(by);
                         source.unsaved = true;
                     }
                 }
@@ -224,10 +236,10 @@ impl State {
         let flows: Vec<Flow> = flows
             .into_iter()
             .map(|(output, key, start)| match self.known.flows.remove(&key) {
-                Some(saved) => self.restore(output, &saved),
+                Some(saved) => self.restore(output, &key.declaration, &saved),
                 None if imported.is_some() => {
                     let saved = imported.clone().unwrap_or_default();
-                    self.restore(output, &saved)
+                    self.restore(output, &key.declaration, &saved)
                 }
                 None => {
                     let position = Position {
@@ -239,6 +251,7 @@ impl State {
                 }
             })
             .collect();
+        let may_take_back = flows.iter().any(|flow| flow.handed > 0);
         let number = self.next_source;
         self.next_source += 1;
         let successor = self.known.successors.get(&seen.stream).copied();
@@ -247,12 +260,10 @@ impl State {
             .or_else(|| self.predecessors.get(&seen.stream).copied());
         // Deterministic ids need no record of their own. A day that an index is named by does; and a transaction of
         // the file output means nothing without the stream that it speaks of.
-        let needs_record = spec.outputs.iter().any(|(output, _)| {
-            let plan = &self.plan.outputs[*output];
-            plan.dated || plan.shipper.output.commits()
-        });
         let must_be_durable = !is_durable
-            && (seen.stream.generation > 0 || seen.identity.birth_ns.is_none() || needs_record);
+            && (seen.stream.generation > 0
+                || seen.identity.birth_ns.is_none()
+                || self.needs_record(&spec));
         let source = Source {
             number,
             stream: seen.stream,
@@ -275,6 +286,7 @@ impl State {
             flows,
             successor,
             predecessor,
+            may_take_back,
             unsaved: true,
             trouble: None,
         };
@@ -284,13 +296,21 @@ impl State {
         if let Some(before) = seen.after {
             for other in self.by_stream.get(&before).cloned().unwrap_or_default() {
                 if let Some(source) = self.sources.get_mut(&other) {
-                    source.successor = Some(seen.stream);
+                    source.successor.get_or_insert(seen.stream);
                     source.unsaved = true;
                 }
                 self.wake(other);
             }
         }
         self.wake(number);
+    }
+
+    /// Whether an output needs a source to be known before anything of it is sent.
+    fn needs_record(&self, spec: &Spec) -> bool {
+        spec.outputs.iter().any(|(output, _)| {
+            let plan = &self.plan.outputs[*output];
+            plan.dated || plan.shipper.output.commits()
+        })
     }
 
     /// First 8 bytes of every record id of a source. Random where the file system keeps no birth times: an inode
@@ -310,7 +330,7 @@ impl State {
         hash.digest()
     }
 
-    pub(super) fn restore(&self, output: usize, saved: &SavedFlow) -> Flow {
+    pub(super) fn restore(&self, output: usize, declaration: &Arc<str>, saved: &SavedFlow) -> Flow {
         let held: Arc<[Held]> = saved
             .held
             .iter()
@@ -320,6 +340,7 @@ impl State {
                 earlier: held.earlier.map(|stream| Earlier {
                     stream,
                     file: self.file_of(stream),
+                    source_hash: self.hash_of(stream, declaration),
                 }),
             })
             .collect();
@@ -330,6 +351,7 @@ impl State {
         };
         let mut flow = Flow::at(output, saved.start, position);
         flow.brought = saved.brought;
+        flow.brought_from = saved.brought_from;
         flow.handed = saved.handed;
         flow.ledger = saved.ledger.clone();
         flow.sent_before = saved.sent;
@@ -338,6 +360,18 @@ impl State {
             flow.turn = FlowTurn::Done;
         }
         flow
+    }
+
+    /// First 8 bytes of the ids of a stream's records under this name.
+    pub(super) fn hash_of(&self, stream: StreamKey, declaration: &Arc<str>) -> Option<u64> {
+        let open = self.by_stream.get(&stream).into_iter().flatten();
+        let mut open = open.filter_map(|number| self.sources.get(number));
+        let source = open.find(|source| source.spec().name == *declaration);
+        let known = || {
+            let key = (stream, Arc::clone(declaration));
+            Some(self.known.sources.get(&key)?.source_hash)
+        };
+        source.map(|source| source.source_hash).or_else(known)
     }
 
     pub(super) fn file_of(&self, stream: StreamKey) -> Option<Arc<dyn LogFile>> {
@@ -365,7 +399,7 @@ impl State {
             };
             source.suspended = false;
             source.finished = true;
-            source.successor = Some(new);
+            source.successor.get_or_insert(new);
             source.unsaved = true;
             let file = source.file.take();
             let path = source.path.clone();

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::turn::PREDECESSOR_WAITS;
+use ringpilot_shared::follow::StreamKey;
+
+use super::turn::{EARLIER_WAITS, PREDECESSOR_WAITS};
 use super::{State, day_of};
 use crate::checkpoint::{FlowKey, SavedCut, SavedHeld};
 use crate::flow::{Earlier, Flow, FlowTurn, Held};
@@ -104,6 +106,7 @@ impl State {
                 earlier: Some(Earlier {
                     stream,
                     file: file.clone(),
+                    source_hash: Some(source.source_hash),
                 }),
             })
             .collect();
@@ -116,7 +119,7 @@ impl State {
             let output = flow.output;
             let taken = may
                 && match successor {
-                    Some(other) => self.take_over(other, output, &held, bytes),
+                    Some(other) => self.take_over(other, output, stream, &held, bytes),
                     None => self.was_taken_over(number, output, bytes),
                 };
             match self.sources.get_mut(&number) {
@@ -152,30 +155,43 @@ impl State {
         let flow = self.known.flows.get(&key);
         flow.is_some_and(|flow| {
             let holds = |held: &SavedHeld| held.earlier == Some(source.stream);
-            flow.brought == bytes && !flow.held.iter().any(holds)
+            flow.brought_from == Some(source.stream)
+                && flow.brought == bytes
+                && !flow.held.iter().any(holds)
         })
     }
 
     /// Lets a source's flow begin with a group of the file before it; whether it does, or did before.
-    fn take_over(&mut self, number: u64, output: usize, held: &Arc<[Held]>, bytes: u64) -> bool {
+    fn take_over(
+        &mut self,
+        number: u64,
+        output: usize,
+        from: StreamKey,
+        held: &Arc<[Held]>,
+        bytes: u64,
+    ) -> bool {
         let Some(source) = self.sources.get_mut(&number) else {
             return false;
         };
         let Some(flow) = source.flows.iter_mut().find(|flow| flow.output == output) else {
             return false;
         };
-        if flow.brought == bytes {
+        if flow.brought_from == Some(from) && flow.brought == bytes {
             // It has it from before a restart, or before its predecessor was read again.
             return true;
         }
+        // What another file has handed over is not given up for this one's.
+        let is_free = flow.brought_from.is_none()
+            || (flow.brought_from == Some(from) && !flow.cursor.held.is_empty());
         let is_fresh = flow.cursor.offset == 0
             && flow.read.offset == 0
             && flow.start == 0
             && flow.spans.is_empty()
             && flow.turn != FlowTurn::Reading;
-        if !is_fresh {
+        if !is_fresh || !is_free {
             return false;
         }
+        flow.brought_from = Some(from);
         flow.brought = bytes;
         flow.read.held = Arc::clone(held);
         flow.cursor.held = Arc::clone(held);
@@ -185,6 +201,57 @@ impl State {
         source.gate = Some(self.save_number);
         self.must_save = true;
         true
+    }
+
+    /// Takes back what was handed over to a successor that had not delivered it when the program ended, and whose file
+    /// did not come again: here it can still be read.
+    fn take_back(&mut self, number: u64) {
+        let Some(source) = self.sources.get(&number) else {
+            return;
+        };
+        let next = source
+            .successor
+            .filter(|next| !self.by_stream.contains_key(next));
+        let mut taken: Vec<(usize, Arc<[Held]>)> = Vec::new();
+        for (n, flow) in source.flows.iter().enumerate() {
+            let Some(next) = next.filter(|_| flow.handed > 0 && flow.spans.is_empty()) else {
+                continue;
+            };
+            let key = FlowKey {
+                stream: next,
+                ..self.key(source, flow.output)
+            };
+            let Some(theirs) = self.known.flows.get(&key) else {
+                continue;
+            };
+            let ours = theirs.held.iter();
+            let ours = ours.filter(|held| held.earlier == Some(source.stream));
+            let held: Arc<[Held]> = ours
+                .map(|held| Held {
+                    from: held.from,
+                    to: held.to,
+                    earlier: None,
+                })
+                .collect();
+            if held.iter().map(Held::len).sum::<u64>() == flow.handed {
+                taken.push((n, held));
+            }
+        }
+        let Some(source) = self.sources.get_mut(&number) else {
+            return;
+        };
+        source.may_take_back = false;
+        for (n, held) in taken {
+            let flow = &mut source.flows[n];
+            flow.handed = 0;
+            flow.read.held = Arc::clone(&held);
+            flow.cursor.held = held;
+            flow.stuck_at = None;
+            if flow.turn == FlowTurn::Done {
+                flow.turn = FlowTurn::Quiet;
+            }
+        }
+        self.wake(number);
     }
 
     pub(super) fn wake_successor(&mut self, number: u64) {
@@ -204,6 +271,16 @@ impl State {
         self.now = now;
         self.wants
             .retain(|_, want| want.gone_at.is_none_or(|at| now < at + WANT_LINGERS));
+        let late = |source: &&Source| source.may_take_back && now >= source.seen_at + EARLIER_WAITS;
+        let late: Vec<u64> = self
+            .sources
+            .values()
+            .filter(late)
+            .map(|source| source.number)
+            .collect();
+        for number in late {
+            self.take_back(number);
+        }
         let waits = |source: &&Source| {
             let is_late = source.predecessor.is_some() && now >= source.seen_at + PREDECESSOR_WAITS;
             source.flows.iter().any(|flow| {

@@ -212,12 +212,12 @@ impl Pipeline {
         for output in &mut plan.outputs {
             output.shipper.dated = output.dated;
         }
-        let pending = plan
-            .outputs
-            .iter()
-            .filter(|output| !output.known)
-            .map(|output| Entry::Output(Arc::clone(&output.shipper.name), host.wall_ns()))
-            .collect();
+        let new = plan.outputs.iter().filter(|output| !output.known);
+        let new: Vec<_> = new.map(|output| Arc::clone(&output.shipper.name)).collect();
+        let pending = match new.is_empty() {
+            true => Vec::new(),
+            false => vec![Entry::Outputs(new, host.wall_ns())],
+        };
         let starved = plan.outputs.iter().map(|_| Vec::new()).collect();
         let closed = plan.outputs.iter().map(|_| Ledger::default()).collect();
         let shipping = (0..MOST_OUTPUTS.max(plan.outputs.len()))
@@ -351,11 +351,15 @@ impl Pipeline {
 
     /// Reads and works one slice of the flow whose turn it is.
     pub fn turn(&self, worker: &mut Worker) -> Turn {
-        self.turn_told(worker, &mut |_, _| {})
+        self.turn_told(worker, &mut |_, _, _| {})
     }
 
-    /// The same, and tells what was worked.
-    pub fn turn_told(&self, worker: &mut Worker, told: &mut dyn FnMut(&Job, &Done)) -> Turn {
+    /// The same, and tells what was worked, and for which flows of its source.
+    pub fn turn_told(
+        &self,
+        worker: &mut Worker,
+        told: &mut dyn FnMut(&Job, &[usize], &Done),
+    ) -> Turn {
         let (picked, hungry) = {
             let mut state = self.state.lock();
             let picked = state.pick(self.host.wall_ns());
@@ -368,7 +372,7 @@ impl Pipeline {
             return Turn::Idle;
         };
         let done = worker.work(&job);
-        told(&job, &done);
+        told(&job, &flows, &done);
         let mut state = self.state.lock();
         let sends = state.commit(source, &flows, &job, done, self.host.now());
         let must_save = state.needs_save();
@@ -498,10 +502,9 @@ impl Pipeline {
                 result = Err(error);
             }
         }
-        if result.is_ok() && !entries.is_empty() {
-            result = self.journal.append(&entries);
-        }
         if result.is_ok() {
+            // What cannot be appended is remembered, and written by the sync: only that tries again what failed before.
+            drop(self.journal.append(&entries));
             result = self.journal.sync();
         }
         let mut state = self.state.lock();
@@ -652,7 +655,9 @@ impl Pipeline {
                     all.open += usize::from(!at_end);
                 } else if source.file.is_some()
                     && flow.turn != FlowTurn::Done
-                    && (flow.read.offset < source.stat.size || source.suspended)
+                    && (flow.read.offset < source.stat.size
+                        || !flow.read.held.is_empty()
+                        || source.suspended)
                 {
                     all.behind += 1;
                 }

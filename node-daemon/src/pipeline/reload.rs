@@ -32,9 +32,10 @@ impl Pipeline {
     pub fn add_output(&self, plan: OutputPlan) -> Option<(usize, bool)> {
         let mut state = self.state.lock();
         let wall_ns = self.host.wall_ns();
-        state
-            .pending
-            .push(Entry::Output(Arc::clone(&plan.shipper.name), wall_ns));
+        state.pending.push(Entry::Outputs(
+            vec![Arc::clone(&plan.shipper.name)],
+            wall_ns,
+        ));
         state.must_save = true;
         let known = state.plan.outputs.iter().position(|old| {
             old.shipper.removed
@@ -103,7 +104,9 @@ impl Pipeline {
         let new: Arc<str> = name.into();
         let old = std::mem::replace(&mut state.plan.outputs[slot].shipper.name, Arc::clone(&new));
         let wall_ns = self.host.wall_ns();
-        state.pending.push(Entry::Output(Arc::clone(&new), wall_ns));
+        state
+            .pending
+            .push(Entry::Outputs(vec![Arc::clone(&new)], wall_ns));
         state.must_save = true;
         let keys: Vec<FlowKey> = state
             .known
@@ -135,7 +138,7 @@ impl Pipeline {
         let shipper = &mut state.plan.outputs[slot].shipper;
         shipper.removed = true;
         let name = Arc::clone(&shipper.name);
-        state.pending.push(Entry::Output(name, wall_ns));
+        state.pending.push(Entry::Outputs(vec![name], wall_ns));
         state.must_save = true;
         let mut numbers = Vec::new();
         for source in state.sources.values_mut() {
@@ -263,7 +266,7 @@ impl State {
                 None => self.known.flows.get(&key).cloned(),
             };
             let flow = match saved {
-                Some(saved) => self.restore(*output, &saved),
+                Some(saved) => self.restore(*output, &key.declaration, &saved),
                 None => self.begin(number, *output),
             };
             new.push((key, flow));

@@ -30,13 +30,12 @@ impl State {
         let mut entries = std::mem::take(&mut self.pending);
         if wall_ns > self.outputs_told_ns.saturating_add(OUTPUTS_TOLD_EVERY_NS) {
             self.outputs_told_ns = wall_ns;
-            let there = self
-                .plan
-                .outputs
-                .iter()
-                .filter(|plan| !plan.shipper.removed);
-            entries
-                .extend(there.map(|plan| Entry::Output(Arc::clone(&plan.shipper.name), wall_ns)));
+            let there = self.plan.outputs.iter();
+            let there = there
+                .filter(|plan| !plan.shipper.removed)
+                .map(|plan| Arc::clone(&plan.shipper.name))
+                .collect();
+            entries.push(Entry::Outputs(there, wall_ns));
         }
         let names: Vec<Arc<str>> = self
             .plan
@@ -246,6 +245,7 @@ pub(super) fn save_flow(flow: &Flow, position: &Position) -> SavedFlow {
             .collect(),
         start: flow.start,
         brought: flow.brought,
+        brought_from: flow.brought_from,
         handed: flow.handed,
         sent: flow.read.offset.max(flow.sent_before),
         done: flow.turn == FlowTurn::Done && flow.spans.is_empty() && !flow.retired,

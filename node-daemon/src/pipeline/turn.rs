@@ -18,7 +18,7 @@ const WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes a flow may read in its turn.
 const QUANTUM_BYTES: i64 = 256 * 1024;
 /// How long the file that an open group began in is looked for after a restart.
-const EARLIER_WAITS: Duration = Duration::from_secs(10);
+pub(super) const EARLIER_WAITS: Duration = Duration::from_secs(10);
 /// How long a file waits for the end of the one before it, whose open group it may have to continue.
 pub(super) const PREDECESSOR_WAITS: Duration = Duration::from_secs(30);
 /// After an error of the storage a file is tried again this much later.
@@ -94,6 +94,7 @@ impl State {
             .map(|mut held| {
                 if let Some(earlier) = held.earlier.as_mut().filter(|e| e.file.is_none()) {
                     earlier.file = self.file_of(earlier.stream);
+                    earlier.source_hash = self.hash_of(earlier.stream, &source.spec().name);
                 }
                 held
             })
@@ -210,6 +211,8 @@ impl State {
             file: source.file.clone()?,
             stream: source.stream,
             position,
+            furthest: self.furthest(source.stream).unwrap_or_default(),
+            head: (source.identity.head_len, source.identity.head),
             size: source.stat.size,
             until: self.once.then_some(source.stat.size),
             sparse: source.stat.disk_bytes < source.stat.size,

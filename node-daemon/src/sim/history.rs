@@ -13,12 +13,23 @@ use std::time::Duration;
 
 use ringpilot_shared::follow::Event;
 use ringpilot_shared::follow::glob::Pattern;
-use ringpilot_shared::host::Disk;
+use ringpilot_shared::host::{Disk, Host};
 use ringpilot_shared::sim::workload::{End, Habits, Rotation, Workload};
-use ringpilot_shared::sim::{Machine, PowerLoss, Rng, Settings as MachineSettings, Survival};
+use ringpilot_shared::sim::{
+    Fault, FaultId, InodeNumbers, Machine, Op, PowerLoss, Rng, Settings as MachineSettings,
+    Survival,
+};
 
 use super::node::{DATA_DIR, FILE, Node, OUT_DIR, OUTPUTS, Setup, count_lines};
 use super::server::{Kind, Server};
+use crate::ship::dead_letter;
+
+/// No space left on device.
+const ENOSPC: i32 = 28;
+/// Input/output error.
+const EIO: i32 = 5;
+/// So long the follower waits for the copy of a file that was cut.
+const COPY_WAITS: Duration = Duration::from_secs(60);
 
 /// Which histories.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +40,10 @@ pub struct Options {
     pub kills: bool,
     /// The power may go.
     pub power_losses: bool,
+    /// Disks may fail for a time.
+    pub faults: bool,
+    /// Logs may rotate by a copy and a truncation; else such logs are renamed.
+    pub copies: bool,
     /// A failure tells everything that happened before it.
     pub traced: bool,
 }
@@ -39,6 +54,8 @@ impl Default for Options {
             steps: 150,
             kills: true,
             power_losses: true,
+            faults: true,
+            copies: true,
             traced: false,
         }
     }
@@ -99,10 +116,21 @@ struct History {
     habits: Vec<Habits>,
     step: usize,
     lives: usize,
-    /// By the last look: lines in files that nobody asked for, because they were rotated before.
-    unasked: Option<HashSet<usize>>,
+    /// Of each log, by its first look in this life: lines in files that nobody asked for, because they were rotated
+    /// before.
+    unasked: Vec<Option<HashSet<usize>>>,
     /// The same, once it was saved which files are followed.
-    excluded: Option<HashSet<usize>>,
+    excluded: Vec<Option<HashSet<usize>>>,
+    /// `data_dir` cannot be written.
+    own_fault: Option<FaultId>,
+    /// Some folder of logs cannot be looked into.
+    log_fault: Option<FaultId>,
+    /// Of which log that is, and since when.
+    log_fault_of: (usize, Duration),
+    /// Logs whose folder could not be looked into for longer than a copy is waited for.
+    was_hidden: Vec<bool>,
+    /// It could not be written for a time: what was to be durable first was not.
+    had_own_fault: bool,
     trace: Option<Vec<String>>,
 }
 
@@ -111,7 +139,7 @@ struct History {
 /// # Errors
 /// What was not true.
 pub fn run(seed: u64, options: Options) -> Result<Summary, Failure> {
-    let mut history = History::begin(seed, options.traced)?;
+    let mut history = History::begin(seed, options)?;
     for step in 0..options.steps {
         history.step = step;
         history.act(options)?;
@@ -121,11 +149,18 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Failure> {
 }
 
 impl History {
-    fn begin(seed: u64, traced: bool) -> Result<Self, Failure> {
+    fn begin(seed: u64, options: Options) -> Result<Self, Failure> {
         let mut rng = Rng::new(seed);
         let mut machine_settings = MachineSettings::default();
         machine_settings.root.has_birth_times = !rng.chance(0.1);
+        machine_settings.root.inode_numbers = *rng.pick(&[
+            InodeNumbers::LowestFree,
+            InodeNumbers::LowestFree,
+            InodeNumbers::LastFreed,
+            InodeNumbers::Fresh,
+        ]);
         machine_settings.lost_wakes = if rng.chance(0.3) { 0.3 } else { 0.0 };
+        machine_settings.short_reads = if rng.chance(0.2) { 0.3 } else { 0.0 };
         let machine = Machine::with(rng.next_u64(), machine_settings);
         let mut workload = Workload::new(&machine, rng.fork());
         let logs = 1 + rng.index(3);
@@ -134,7 +169,10 @@ impl History {
         let mut all_habits = Vec::new();
         let mut io = Ok(());
         for log in 0..logs {
-            let habits = Habits::any(&mut rng);
+            let mut habits = Habits::any(&mut rng);
+            if habits.rotation == Rotation::CopyTruncate && !options.copies {
+                habits.rotation = Rotation::RenameChain;
+            }
             groups |= habits.groups > 0.0;
             all_habits.push(habits.clone());
             let path = match habits.rotation {
@@ -159,7 +197,13 @@ impl History {
             budget: *rng.pick(&[1 << 20, 4 << 20]),
             batch_bytes: *rng.pick(&[2_000, 20_000, 1 << 20]),
             max_bytes: *rng.pick(&[4_096, 65_536]),
+            at_once: all_habits
+                .iter()
+                .map(|habits| habits.late == 0.0 && rng.chance(0.3))
+                .collect(),
         };
+        let mut servers = [Server::new(Kind::ById), Server::new(Kind::Plain)];
+        servers[0].refuses = *rng.pick(&[0.0, 0.0, 0.0, 0.03]);
         let history = Self {
             seed,
             rng,
@@ -167,7 +211,7 @@ impl History {
             setup,
             workload,
             logs,
-            servers: [Server::new(Kind::ById), Server::new(Kind::Plain)],
+            servers,
             node: None,
             looks: Vec::new(),
             caught_up: Vec::new(),
@@ -176,9 +220,14 @@ impl History {
             habits: all_habits,
             step: 0,
             lives: 0,
-            unasked: None,
-            excluded: None,
-            trace: traced.then(Vec::new),
+            unasked: vec![None; logs],
+            excluded: vec![None; logs],
+            own_fault: None,
+            log_fault: None,
+            log_fault_of: (0, Duration::ZERO),
+            was_hidden: vec![false; logs],
+            had_own_fault: false,
+            trace: options.traced.then(Vec::new),
         };
         history.fine(io)?;
         Ok(history)
@@ -247,9 +296,44 @@ impl History {
                 self.servers[server].trouble = *self.rng.pick(&[0.0, 0.3, 0.8]);
             }
             57..60 if options.kills || options.power_losses => self.crash(options)?,
+            60..62 if options.faults => self.toggle_fault(),
             _ => self.live()?,
         }
         self.check()
+    }
+
+    /// Something of the machine fails for the daemon, or works again.
+    fn toggle_fault(&mut self) {
+        let is_own = self.rng.chance(0.3);
+        let fault = if is_own {
+            &mut self.own_fault
+        } else {
+            &mut self.log_fault
+        };
+        if let Some(fault) = fault.take() {
+            self.machine.heal(fault);
+            if !is_own {
+                self.note_hidden();
+            }
+            self.note(|_| format!("healed, own: {is_own}"));
+            return;
+        }
+        let (ops, path, errno): (&[Op], _, _) = if is_own {
+            (&[Op::Write, Op::Sync], DATA_DIR.to_owned(), ENOSPC)
+        } else {
+            let log = self.rng.index(self.logs);
+            self.log_fault_of = (log, self.machine.now());
+            (&[Op::OpenLog, Op::List], format!("/logs/{log}"), EIO)
+        };
+        *fault = Some(self.machine.fail(Fault::new(ops, path, errno)));
+        self.had_own_fault |= is_own;
+        self.note(|_| format!("fails, own: {is_own}"));
+    }
+
+    /// Takes note of how long a log's folder could not be looked into.
+    fn note_hidden(&mut self) {
+        let (log, since) = self.log_fault_of;
+        self.was_hidden[log] |= self.machine.now() >= since + COPY_WAITS;
     }
 
     /// The daemon does something of what it does all the time.
@@ -300,6 +384,9 @@ impl History {
     /// Lets the daemon do all it can; notes when it has caught up.
     fn catch_up(&mut self, rounds: usize) -> Result<bool, Failure> {
         for _ in 0..rounds {
+            if self.machine.has_crashed() {
+                return Ok(false);
+            }
             let Some(node) = &mut self.node else {
                 return Ok(false);
             };
@@ -325,7 +412,11 @@ impl History {
                 self.saved();
             }
             self.check()?;
-            if saved && is_settled && !self.servers.iter().any(|server| server.is_down) {
+            if saved
+                && is_settled
+                && self.log_fault.is_none()
+                && !self.servers.iter().any(|server| server.is_down)
+            {
                 self.note(|_| format!("caught up{}", if is_open { ", groups open" } else { "" }));
                 if !is_open {
                     self.caught_up.push(self.workload.moment());
@@ -343,12 +434,15 @@ impl History {
             self.note(|_| shown(&event));
         }
         self.note(|_| format!("looked, has seen all: {has_seen_all}"));
-        if has_seen_all && !self.loses_wakes {
+        if has_seen_all && !self.loses_wakes && self.log_fault.is_none() {
             self.looks.push(self.workload.moment());
         }
-        if self.excluded.is_none() {
-            let unasked = self.unasked_lines();
-            self.unasked = Some(self.fine(unasked)?);
+        for log in 0..self.logs {
+            let has_looked = self.node.as_ref().is_some_and(|node| node.has_looked(log));
+            if has_looked && self.excluded[log].is_none() && self.unasked[log].is_none() {
+                let unasked = self.unasked_lines(log);
+                self.unasked[log] = Some(self.fine(unasked)?);
+            }
         }
         Ok(())
     }
@@ -356,31 +450,33 @@ impl History {
     /// The daemon has saved.
     fn saved(&mut self) {
         self.note(|_| "saved".to_owned());
-        if self.excluded.is_none() {
-            self.excluded = self.unasked.take();
+        for (excluded, unasked) in self.excluded.iter_mut().zip(&mut self.unasked) {
+            if excluded.is_none() {
+                *excluded = unasked.take();
+            }
         }
     }
 
-    /// Lines that are in no file whose name is declared.
-    fn unasked_lines(&self) -> std::io::Result<HashSet<usize>> {
+    /// Lines of a log that are in no file whose name is declared.
+    fn unasked_lines(&self, log: usize) -> std::io::Result<HashSet<usize>> {
         let mut asked: HashSet<Vec<u8>> = HashSet::new();
-        for (_, path) in &self.setup.logs {
-            let pattern = Pattern::new(path).map_err(std::io::Error::other)?;
-            let dir = pattern.literal_dir().to_path_buf();
-            for name in self.machine.names(&dir)? {
-                if !pattern.matches_name(&dir, &name) {
-                    continue;
-                }
-                let content = self.machine.content(dir.join(name))?;
-                for line in content.split(|byte| *byte == b'\n') {
-                    let line = line.strip_suffix(b"\r").unwrap_or(line);
-                    let from = line.iter().position(|byte| *byte != 0).unwrap_or(0);
-                    asked.insert(line[from..].to_vec());
-                }
+        let (_, path) = &self.setup.logs[log];
+        let pattern = Pattern::new(path).map_err(std::io::Error::other)?;
+        let dir = pattern.literal_dir().to_path_buf();
+        for name in self.machine.names(&dir)? {
+            if !pattern.matches_name(&dir, &name) {
+                continue;
+            }
+            let content = self.machine.content(dir.join(name))?;
+            for line in content.split(|byte| *byte == b'\n') {
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                let from = line.iter().position(|byte| *byte != 0).unwrap_or(0);
+                asked.insert(line[from..].to_vec());
             }
         }
         let lines = self.workload.lines().iter().enumerate();
         Ok(lines
+            .filter(|(_, line)| line.log == log)
             .filter(|(_, line)| line.written.is_some() && !asked.contains(&line.text))
             .map(|(n, _)| n)
             .collect())
@@ -402,9 +498,15 @@ impl History {
     }
 
     fn crash(&mut self, options: Options) -> Result<(), Failure> {
+        if self.rng.chance(0.5) {
+            // It dies within one of its next operations on its own files.
+            let more = self.rng.below(60);
+            self.machine.crash_at(self.machine.own_ops() + more);
+            self.catch_up(3)?;
+        }
         self.deaths.push(self.workload.moment());
         self.node = None;
-        self.unasked = None;
+        self.unasked.fill(None);
         let power = options.power_losses && (!options.kills || self.rng.chance(0.4));
         self.note(|_| format!("the daemon dies, power lost: {power}"));
         if power {
@@ -447,6 +549,11 @@ impl History {
         for server in &mut self.servers {
             (server.is_down, server.trouble) = (false, 0.0);
         }
+        self.machine.heal_all();
+        if self.log_fault.is_some() {
+            self.note_hidden();
+        }
+        (self.own_fault, self.log_fault) = (None, None);
         if self.node.is_none() {
             self.start()?;
         }
@@ -469,20 +576,19 @@ impl History {
     }
 
     fn judge(&mut self) -> Result<Summary, Failure> {
-        let mut outputs: Vec<HashMap<Vec<u8>, u32>> = self
-            .servers
-            .iter()
-            .map(|server| count_lines(server.records()))
-            .collect();
+        let mut outputs: Vec<HashMap<Vec<u8>, u32>> = Vec::new();
+        for server in &self.servers {
+            outputs.push(count_lines(server.records()).map_err(|what| self.failure(what))?);
+        }
         outputs.push(self.written()?);
+        let refused = self.dead_letters()?;
         let mut summary = Summary {
             lines: self.workload.lines().len(),
             lives: self.lives,
             ..Summary::default()
         };
         for (number, line) in self.workload.lines().iter().enumerate() {
-            let is_excluded = self
-                .excluded
+            let is_excluded = self.excluded[line.log]
                 .as_ref()
                 .is_none_or(|all| all.contains(&number));
             let owed = !is_excluded && self.is_owed(line);
@@ -493,16 +599,24 @@ impl History {
             for (n, counts) in outputs.iter().enumerate() {
                 let count = counts.get(&line.text).copied().unwrap_or(0);
                 let shown = String::from_utf8_lossy(&line.text[..line.text.len().min(40)]);
-                if count == 0 && owed {
+                let is_refused = n == 0 && refused.contains_key(&line.text);
+                if count == 0 && owed && !is_refused {
                     return Err(self.failure(format!(
-                        "lost at {}: `{shown}`, {:?}, deaths {:?}, {:?}",
+                        "lost at {}: `{shown}`, in {:?}, {:?}, deaths {:?}, {:?}",
                         OUTPUTS[n],
+                        self.files_with(line.log, &line.text),
                         (line.log, line.written, line.file_since, line.gone),
                         self.deaths,
                         self.habits[line.log],
                     )));
                 }
-                if count > 1 && n != 1 {
+                // Where it could not be made durable first, a crash may bring it again.
+                let may_repeat = self.had_own_fault && !self.deaths.is_empty();
+                // A copy that could not be seen in time is read as a log of its own: what had been read of the log
+                // before it was cut comes again, and nothing is lost.
+                let is_copied = self.habits[line.log].rotation == Rotation::CopyTruncate;
+                let may_repeat = may_repeat || (is_copied && self.was_hidden[line.log]);
+                if count > 1 && n != 1 && !may_repeat {
                     return Err(self.failure(format!(
                         "{count} times at {}: `{shown}`, at {:?}, {:?}, deaths {:?}, {:?}",
                         OUTPUTS[n],
@@ -516,6 +630,19 @@ impl History {
             }
         }
         Ok(summary)
+    }
+
+    /// Which files of a log have a text, and where.
+    fn files_with(&self, log: usize, text: &[u8]) -> Vec<(PathBuf, usize)> {
+        let dir = PathBuf::from(format!("/logs/{log}"));
+        let mut found = Vec::new();
+        for name in self.machine.names(&dir).unwrap_or_default() {
+            let path = dir.join(name);
+            let content = self.machine.content(&path).unwrap_or_default();
+            let mut parts = content.windows(text.len().max(1));
+            found.extend(parts.position(|part| part == text).map(|at| (path, at)));
+        }
+        found
     }
 
     /// Whether a line had to arrive.
@@ -545,6 +672,28 @@ impl History {
         had_caught_up || was_held
     }
 
+    /// What was refused for good, and kept.
+    fn dead_letters(&self) -> Result<HashMap<Vec<u8>, u32>, Failure> {
+        let path = dead_letter::path_of(&Path::new(DATA_DIR).join(dead_letter::FOLDER), OUTPUTS[0]);
+        let content = self.machine.content(&path).unwrap_or_default();
+        let mut records = Vec::new();
+        for line in content
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            let letter: dead_letter::Written<'_> = match serde_json::from_slice(line) {
+                Ok(letter) => letter,
+                // A death within the write, before the sync: its record is not settled and comes again, or is missed.
+                Err(_) if !self.deaths.is_empty() && is_torn(line) => continue,
+                Err(error) => {
+                    return Err(self.failure(format!("a dead letter is damaged: {error}")));
+                }
+            };
+            records.push(letter.record.get().as_bytes().to_vec());
+        }
+        count_lines(records.iter().map(Vec::as_slice)).map_err(|what| self.failure(what))
+    }
+
     /// What the file output wrote.
     fn written(&self) -> Result<HashMap<Vec<u8>, u32>, Failure> {
         let mut all = Vec::new();
@@ -564,10 +713,20 @@ impl History {
             all.extend_from_slice(&bytes);
         }
         debug_assert!(FILE < OUTPUTS.len());
-        Ok(count_lines(
-            all.split(|b| *b == b'\n').filter(|line| !line.is_empty()),
-        ))
+        // A daemon that dies within a write while `data_dir` cannot be written leaves half a record: without a durable
+        // transaction nothing is cut. The next life begins a line of its own behind it.
+        let may_tear = self.had_own_fault && !self.deaths.is_empty();
+        let records = all.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        let records = records.filter(|line| !(may_tear && is_torn(line)));
+        count_lines(records).map_err(|what| self.failure(what))
     }
+}
+
+/// Whether a line of JSON is what a write that was cut off has left: it ends too early, or, after a power loss, has zeros
+/// where its bytes were.
+fn is_torn(line: &[u8]) -> bool {
+    let read: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(line);
+    line.contains(&0) || read.is_err_and(|error| error.is_eof())
 }
 
 /// An event in one line.

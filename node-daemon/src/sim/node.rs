@@ -49,6 +49,8 @@ pub(super) struct Setup {
     pub batch_bytes: usize,
     /// Longest line.
     pub max_bytes: usize,
+    /// Which logs are changed over at once: what has a successor is finished.
+    pub at_once: Vec<bool>,
 }
 
 /// The outputs, by index.
@@ -148,7 +150,7 @@ impl Node {
                 },
                 pattern: Pattern::new(path).unwrap_or_else(|error| panic!("{error}")),
                 from_start: true,
-                rotates_at_once: false,
+                rotates_at_once: setup.at_once[n],
                 pinned_bytes: 1 << 30,
             });
         }
@@ -182,6 +184,11 @@ impl Node {
         self.follower.is_up_to_date()
     }
 
+    /// Whether the files of a log that were there before are known.
+    pub(super) fn has_looked(&self, log: usize) -> bool {
+        self.follower.has_looked(WantId(log as u64 + 1))
+    }
+
     /// Whether no group is open: else a line may be read and not delivered.
     pub(super) fn has_open_groups(&self) -> bool {
         self.pipeline.settledness().open > 0
@@ -191,10 +198,10 @@ impl Node {
     pub(super) fn read(&mut self, most: usize, trace: Option<&mut Vec<String>>) {
         let mut trace = trace;
         for _ in 0..most {
-            let turn = self.pipeline.turn_told(&mut self.worker, &mut |job, done| {
+            let turn = self.pipeline.turn_told(&mut self.worker, &mut |job, flows, done| {
                 if let Some(trace) = &mut trace {
                     trace.push(format!(
-                        "slice of {:?} at {} held {} cuts {:?} -> {} held {} records {} {}",
+                        "slice of {:?} for {flows:?} at {} held {} cuts {:?} -> {} held {} records {} {}",
                         job.stream,
                         job.position.offset,
                         job.position.held_bytes(),
@@ -223,6 +230,9 @@ impl Node {
     /// Sends what there is to send. With `held`, answers do not arrive yet.
     pub(super) fn send(&mut self, servers: &mut [Server; 2], rng: &mut Rng, held: bool) -> bool {
         let mut sent = false;
+        if self.machine.has_crashed() {
+            return false;
+        }
         for output in 0..OUTPUTS.len() {
             while let Some(Attempt { number, load }) = self.pipeline.next_load(output) {
                 sent = true;
@@ -268,9 +278,11 @@ impl Node {
         self.pending.is_empty() && now.behind == 0 && now.in_flight == 0
     }
 
-    /// A sentence for each flow that is not settled, for a failure.
+    /// Why it is not settled, and a sentence for each flow that is not, for a failure.
     pub(super) fn unsettled(&self) -> String {
-        self.pipeline.look(|view| {
+        let now = self.pipeline.settledness();
+        let waits = self.pending.len();
+        let flows: String = self.pipeline.look(|view| {
             view.sources()
                 .flat_map(|source| {
                     source.flows.iter().filter_map(move |flow| {
@@ -297,7 +309,9 @@ impl Node {
                     })
                 })
                 .collect()
-        })
+        });
+        let failing = self.pipeline.look(|view| view.save_failing().cloned());
+        format!("{now:?}, answers that wait {waits}, saving fails: {failing:?}\n{flows}")
     }
 }
 
@@ -358,7 +372,12 @@ fn spec(name: &str, path: &str, setup: &Setup) -> Spec {
 }
 
 /// How often each line is in what an output has: lines by their text, those of a group each for itself.
-pub(super) fn count_lines<'a>(records: impl Iterator<Item = &'a [u8]>) -> HashMap<Vec<u8>, u32> {
+///
+/// # Errors
+/// A record that is none.
+pub(super) fn count_lines<'a>(
+    records: impl Iterator<Item = &'a [u8]>,
+) -> Result<HashMap<Vec<u8>, u32>, String> {
     #[derive(serde::Deserialize)]
     struct Record {
         message: String,
@@ -368,13 +387,15 @@ pub(super) fn count_lines<'a>(records: impl Iterator<Item = &'a [u8]>) -> HashMa
         let Some(json) = record.split(|b| *b == b'\n').rfind(|line| line.len() > 2) else {
             continue;
         };
-        let record: Record =
-            serde_json::from_slice(json).unwrap_or_else(|error| panic!("{error}: {json:?}"));
+        let record: Record = serde_json::from_slice(json).map_err(|error| {
+            let shown = String::from_utf8_lossy(&json[..json.len().min(200)]);
+            format!("a record is damaged: {error}: `{shown}`")
+        })?;
         for line in record.message.split('\n') {
             // What a writer leaves that goes on at its old place after a truncation.
             let line = line.trim_start_matches('\0');
             *counts.entry(line.as_bytes().to_vec()).or_default() += 1;
         }
     }
-    counts
+    Ok(counts)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringpilot::sim::{Options, Summary, run};
 
 /// Histories in every run. `RINGPILOT_SEEDS=FROM..TO` runs others.
-const HISTORIES: u64 = 150;
+const HISTORIES: u64 = 700;
 
 fn seeds() -> std::ops::Range<u64> {
     let asked = std::env::var("RINGPILOT_SEEDS").ok();
@@ -22,6 +22,15 @@ fn histories(options: Options) {
     // What happens in a history that failed: `RINGPILOT_LOG=debug RINGPILOT_SEEDS=7..8`, with `--nocapture`.
     ringpilot::run::log_to_stderr();
     let seeds = seeds();
+    let most = match std::env::var_os("RINGPILOT_SEEDS") {
+        Some(_) => 500,
+        None => 3,
+    };
+    // One alone tells all that happened.
+    let options = Options {
+        traced: seeds.end - seeds.start == 1,
+        ..options
+    };
     let next = AtomicU64::new(seeds.start);
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get);
     let failures: Vec<String> = std::thread::scope(|scope| {
@@ -30,7 +39,7 @@ fn histories(options: Options) {
             let mut all = Summary::default();
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= seeds.end || failures.len() >= 3 {
+                if seed >= seeds.end || failures.len() >= most {
                     return (failures, all);
                 }
                 match run(seed, options) {
@@ -61,6 +70,23 @@ fn while_the_daemon_runs_every_rotation_is_read_to_its_end() {
     histories(Options {
         kills: false,
         power_losses: false,
+        ..Options::default()
+    });
+}
+
+#[test]
+fn a_daemon_that_is_killed_goes_on_where_it_was() {
+    histories(Options {
+        power_losses: false,
+        copies: false,
+        ..Options::default()
+    });
+}
+
+#[test]
+fn a_power_loss_loses_no_line() {
+    histories(Options {
+        copies: false,
         ..Options::default()
     });
 }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::glob::Pattern;
-use super::identity::{Identity, tail_at};
+use super::identity::{HEAD_BYTES, Identity, tail_at};
 use super::known::{Known, KnownStream};
 use super::rotation::Candidate;
 use super::{Event, StreamKey, View, WantId};
@@ -102,6 +102,8 @@ pub struct Follower {
     pub(super) releasable: BTreeSet<StreamKey>,
     pub(super) known: Known,
     pub(super) waiting: Vec<Candidate>,
+    /// Streams whose file has begun anew, since when: their folder cannot be listed, where a copy may be.
+    pub(super) undecided: BTreeMap<StreamKey, Duration>,
     pub(super) swept_at: Option<Duration>,
     random: u64,
     pub(super) node_pinned_bytes: u64,
@@ -115,6 +117,8 @@ pub(super) struct Want {
     /// Something happened to names: those that look unchanged may be others' now.
     pub verifies: bool,
     pub looked: bool,
+    /// Something could not be listed or opened when it was last listed.
+    pub failed: bool,
     pub dirs: BTreeMap<PathBuf, Dir>,
     /// Names that it means, and whose they are.
     pub names: BTreeMap<PathBuf, StreamKey>,
@@ -205,6 +209,7 @@ impl Follower {
             releasable: BTreeSet::new(),
             known: Known::new(known, host.now()),
             waiting: Vec::new(),
+            undecided: BTreeMap::new(),
             swept_at: None,
             random: seed,
             node_pinned_bytes: super::held::NODE_PINNED_BYTES,
@@ -234,6 +239,7 @@ impl Follower {
                 must_list: true,
                 verifies: false,
                 looked: false,
+                failed: false,
                 dirs: BTreeMap::new(),
                 names: BTreeMap::new(),
                 bases: HashSet::new(),
@@ -261,11 +267,20 @@ impl Follower {
         self.files.len() + self.waiting.len()
     }
 
-    /// Whether everything that was heard has been looked at.
+    /// Whether everything that was heard has been looked at, and nothing of it failed.
     #[must_use]
     pub fn is_up_to_date(&self) -> bool {
         let mut wants = self.wants.values();
-        wants.all(|want| !want.must_list && want.dirs.values().all(|dir| !dir.dirty))
+        self.undecided.is_empty()
+            && wants.all(|want| {
+                !want.must_list && !want.failed && want.dirs.values().all(|dir| !dir.dirty)
+            })
+    }
+
+    /// Whether a want's folders have been listed once: which files were there before is decided.
+    #[must_use]
+    pub fn has_looked(&self, want: WantId) -> bool {
+        self.wants.get(&want).is_some_and(|want| want.looked)
     }
 
     /// When the next look is due if nothing is heard.
@@ -306,11 +321,12 @@ impl Follower {
             positions,
             events: Vec::new(),
             list_now: BTreeSet::new(),
-            cut: BTreeSet::new(),
+            cut: self.undecided.keys().copied().collect(),
             found: Vec::new(),
             left: Vec::new(),
         };
         let sweeps = woken.overflow || self.swept_at.is_none_or(|at| now >= at + SWEEP_EVERY);
+        self.note_released(released, &mut round);
         // Of a name that is followed it is known only that something happened; a write shows in its file.
         let heard = self.hear(woken, &mut round);
         let mut stats: BTreeSet<StreamKey> = heard.keys().copied().collect();
@@ -323,6 +339,7 @@ impl Follower {
             });
             stats.extend(ending.map(|(key, _)| *key));
         }
+        stats.retain(|key| !round.cut.contains(key));
         for key in stats {
             let written = self.stat(key, &mut round);
             if let (false, Some(want)) = (written, heard.get(&key)) {
@@ -353,7 +370,7 @@ impl Follower {
         }
         self.judge(&mut round);
         self.finish(&mut round);
-        self.release(released, &mut round);
+        self.release(&mut round);
         self.shed(&mut round.events);
         let forgotten = self.known.prune(now, self.host.wall_ns());
         let forgotten = forgotten.into_iter();
@@ -443,10 +460,20 @@ impl Follower {
         }
         let changed = stat.size != file.stat.size || stat.modified_ns != file.stat.modified_ns;
         file.stat = stat;
-        if u64::from(file.identity.head_len) < read
-            && tail != 0
-            && tail_at(&*file.handle, read).is_ok_and(|found| found == Some(tail))
-            && let Ok(true) = file.identity.grow(&*file.handle, read)
+        // What is first in it is known before it is read. Later only what was read is taken: the bytes before the cursor
+        // say that it is still the same.
+        let known = match (file.identity.head_len, read) {
+            (0, 0) => stat.size,
+            _ if tail != 0
+                && u64::from(file.identity.head_len) < read.min(HEAD_BYTES as u64)
+                && tail_at(&*file.handle, read).is_ok_and(|found| found == Some(tail)) =>
+            {
+                read
+            }
+            _ => 0,
+        };
+        if known > 0
+            && let Ok(true) = file.identity.grow(&*file.handle, known)
         {
             round.events.push(Event::Known {
                 stream: key,

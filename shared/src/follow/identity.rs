@@ -92,6 +92,19 @@ impl Identity {
         }
     }
 
+    /// Takes a file's identity as it is now.
+    ///
+    /// # Errors
+    /// As the file gives them.
+    pub fn take(file: &dyn LogFile, stat: &Stat, boot: u128) -> io::Result<Self> {
+        let head = read_range(file, 0, HEAD_BYTES as u64)?;
+        Ok(Self {
+            head_len: u32::try_from(head.len()).unwrap_or(u32::MAX),
+            head: if head.is_empty() { 0 } else { xxh3_64(&head) },
+            ..Self::of(stat, boot)
+        })
+    }
+
     /// The same head in another file.
     #[must_use]
     pub fn moved(self, stat: &Stat, boot: u128) -> Self {
@@ -125,8 +138,8 @@ impl Identity {
         Ok(head.len() as u64 == u64::from(self.head_len) && xxh3_64(&head) == self.head)
     }
 
-    /// Takes more of the head where what is known is short and more was read. Never beyond `read`: only what was read
-    /// is held against the bytes before the cursor, so that a truncation cannot go into it unseen.
+    /// Takes more of the head where what is known is short and more was read; never beyond `read`, so that a truncation
+    /// that nobody has seen does not go into it.
     ///
     /// # Errors
     /// As the file gives them.

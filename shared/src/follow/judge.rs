@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::follower::{File, Follower, Passed, Round, Want, is_intact, tell};
 use super::identity::{Identity, tail_at};
-use super::known::KnownStream;
+use super::known::{KnownStream, last_life};
 use super::list::matches;
 use super::rotation::{Candidate, Read, holds_what_was_read, is_within};
 use super::{Copy, Event, Seen, StreamKey, WantId};
@@ -73,6 +73,13 @@ impl Follower {
         self.pass_by_old(round);
         let mut unknown = Vec::new();
         let mut found = std::mem::take(&mut round.found);
+        // Where a link leads to may be found under its own name, too: what is meant counts.
+        let meant: HashSet<(u64, u64)> = found
+            .iter()
+            .filter(|one| one.matches)
+            .map(Candidate::node)
+            .collect();
+        found.retain(|one| one.matches || !meant.contains(&one.node()));
         found.sort_by(Candidate::by_age);
         for one in found {
             unknown.extend(self.recognise(one, round));
@@ -93,8 +100,7 @@ impl Follower {
                 begun.push(one);
                 continue;
             }
-            let m = self.meaning(&one, &copied, &copies, &inodes, round);
-            match m {
+            match self.meaning(&one, &copied, &copies, &inodes, round) {
                 Meaning::CopyOf(stream) => {
                     round.cut.insert(stream);
                     copies.insert(stream, one);
@@ -106,7 +112,11 @@ impl Follower {
             }
         }
         for stream in std::mem::take(&mut round.cut) {
-            self.truncated(stream, copies.remove(&stream), round);
+            let copy = copies.remove(&stream);
+            if copy.is_some() || !self.may_have_copy(stream, round.now) {
+                self.undecided.remove(&stream);
+                self.truncated(stream, copy, round);
+            }
         }
         for one in begun {
             self.begin(one, round);
@@ -123,6 +133,20 @@ impl Follower {
         }
     }
 
+    /// Whether the rest of a stream may be in a copy that cannot be seen now, because a folder cannot be listed or a file
+    /// in it not be opened. That is waited for only so long.
+    fn may_have_copy(&mut self, stream: StreamKey, now: Duration) -> bool {
+        let Some(file) = self.files.get(&stream).filter(|file| !file.is_copy) else {
+            return false;
+        };
+        let mut wants = file.homes.iter().filter_map(|(id, _)| self.wants.get(id));
+        if !wants.any(|want| want.failed) {
+            return false;
+        }
+        let since = *self.undecided.entry(stream).or_insert(now);
+        now < since + COPY_WAITS
+    }
+
     /// Rotated forms that a want's first look finds are nobody's wish, unless they are younger than what was followed
     /// there before the program ended.
     fn pass_by_old(&mut self, round: &mut Round<'_>) {
@@ -130,7 +154,12 @@ impl Follower {
         let known = &self.known;
         let mut old = Vec::new();
         for (n, one) in round.found.iter().enumerate() {
-            if !one.first || one.matches {
+            // What was followed once was asked for, whether it can be proven to be the same or not.
+            let is_known = || {
+                let mut streams = known.of_inode(one.stat.inode);
+                streams.any(|stream| stream.identity.same_node(&one.stat, self.boot))
+            };
+            if !one.first || one.matches || is_known() {
                 continue;
             }
             let last = before.entry(&one.base).or_insert_with(|| {
@@ -220,6 +249,10 @@ impl Follower {
         let mut begun: Option<KnownStream> = None;
         for stream in lives.into_values() {
             let (read, tail) = round.positions.furthest(stream.key).unwrap_or_default();
+            if read > 0 && tail == 0 {
+                // What was not read of it was given up: that life is over.
+                continue;
+            }
             let same_tail = one.stat.size >= read
                 && (tail == 0
                     || tail_at(&*one.handle, read).is_ok_and(|found| found == Some(tail)));
@@ -231,17 +264,76 @@ impl Follower {
             }
             let proven =
                 stream.identity.birth_ns.is_some() && stream.identity.birth_ns == one.stat.birth_ns;
-            if proven {
+            if proven && !self.has_later_life(stream.key) {
                 begun = Some(stream);
             }
         }
-        if let Some((_, stream)) = same {
+        if let Some((read, stream)) = same {
+            if self.is_rather_another(one, read, &stream, round) {
+                return None;
+            }
             if !one.matches && self.known.is_unchanged(stream.key, &one.stat, wall_ns) {
                 return Some(Met::AtRest);
             }
             return self.known.remove(stream.key).map(Met::Same);
         }
         self.known.remove(begun?.key).map(Met::Begun)
+    }
+
+    /// Whether a stream has begun anew since: then what holds this life is a copy.
+    fn has_later_life(&self, key: StreamKey) -> bool {
+        self.last_life(key.id) > Some(key)
+    }
+
+    fn last_life(&self, id: u64) -> Option<StreamKey> {
+        self.known.last_life(id).max(last_life(&self.files, id))
+    }
+
+    /// Whether a file that only its inode number and a few bytes say to be a stream's is rather another, to which the
+    /// number was given out again: the copy of its log, or its log's next file.
+    fn is_rather_another(
+        &self,
+        one: &Candidate,
+        read: u64,
+        stream: &KnownStream,
+        round: &Round<'_>,
+    ) -> bool {
+        let is_proven = stream.identity.birth_ns.is_some() || read >= PROVEN_BYTES;
+        if is_proven || one.stat.modified_ns == stream.modified_ns {
+            return false;
+        }
+        if one.path == one.base {
+            // What lost its name before does not have it now.
+            return stream.successor.is_some();
+        }
+        let (Ok(head), Some(dir)) = (one.head(), one.path.parent()) else {
+            return false;
+        };
+        let log = self
+            .wants
+            .get(&one.want)
+            .and_then(|want| want.names.get(&one.base).copied());
+        let holds = |key: StreamKey, identity: Identity, is_own: bool| {
+            let (offset, tail) = round.positions.furthest(key).unwrap_or_default();
+            let other = Read {
+                identity,
+                offset,
+                tail,
+            };
+            offset > read
+                && (is_own || offset >= PROVEN_BYTES)
+                && holds_what_was_read(one, &head, &other)
+        };
+        let home = (one.want, dir.to_path_buf());
+        let mut known = self.known.of_dir(dir);
+        let mut open = self.homes.get(&home).into_iter().flatten();
+        known.any(|other| {
+            let is_own = other.path == one.base;
+            other.key != stream.key && holds(other.key, other.identity, is_own)
+        }) || open.any(|key| {
+            let file = self.files.get(key).filter(|file| !file.is_copy);
+            file.is_some_and(|file| holds(*key, file.identity, log == Some(*key)))
+        })
     }
 
     /// The streams that these files may be copies of.
@@ -344,7 +436,8 @@ impl Follower {
             }
             // It holds what the log does not: the log was cut since, though what was read of it looks as before (the
             // header with which each of its lives begins), or it was not even looked at.
-            if (is_weak && is_own) || !is_intact(file, of.read.offset, of.read.tail) {
+            let is_cut = is_weak && is_own && of.read.offset > 0;
+            if is_cut || !is_intact(file, of.read.offset, of.read.tail) {
                 return Meaning::CopyOf(key);
             }
             is_fork = true;
@@ -463,12 +556,15 @@ impl Follower {
         let (want, base) = (one.want, one.base.clone());
         let newest = |wants: &BTreeMap<WantId, Want>| wants.get(&want)?.newest.get(&base).copied();
         let before = newest(&self.wants);
+        let (is_copy, at_base) = (self.has_later_life(key), one.path == one.base);
         self.add(key, one, stream.identity, true, None, round);
         if let Some(file) = self.files.get_mut(&key) {
-            file.successor = stream.successor;
+            file.successor = stream.successor.filter(|_| !at_base);
+            file.is_copy = is_copy;
         }
+        let successor = stream.successor.filter(|_| !at_base);
         // What has a successor is not the last of its chain, whenever it is found.
-        if let (Some(before), Some(_)) = (before, stream.successor)
+        if let (Some(before), Some(_)) = (before, successor)
             && let Some(want) = self.wants.get_mut(&want)
         {
             want.newest.insert(base, before);
@@ -546,20 +642,22 @@ impl Follower {
             }
             return;
         }
-        // Read once, so that what cannot be read is told and not begun.
-        let mut byte = [0];
-        if let Err(error) = one.handle.read_at(&mut byte, 0) {
-            if let Some(want) = self.wants.get_mut(&one.want) {
-                want.siblings.remove(&one.path);
-                tell(want, one.want, &one.path, &error, &mut round.events);
+        let identity = match Identity::take(&*one.handle, &one.stat, self.boot) {
+            Ok(identity) => identity,
+            // It is tried again at the next listing.
+            Err(error) => {
+                if let Some(want) = self.wants.get_mut(&one.want) {
+                    want.siblings.remove(&one.path);
+                    want.failed = true;
+                    tell(want, one.want, &one.path, &error, &mut round.events);
+                }
+                return;
             }
-            return;
-        }
+        };
         let key = StreamKey {
             id: self.random(),
             generation: 0,
         };
-        let identity = Identity::of(&one.stat, self.boot);
         let after = self.wants.get(&one.want).and_then(|want| {
             let newest = want.newest.get(&one.base).copied()?;
             // What was found beside a log that goes on does not come after it.
@@ -587,15 +685,22 @@ impl Follower {
             return;
         };
         if file.is_copy {
-            // Its stream's own file goes on elsewhere: what was here is gone.
-            self.close(old);
+            // Its stream's own file goes on elsewhere: what was here is gone, and what is here now is to be judged.
+            if let Some(file) = self.close(old) {
+                for (id, _) in &file.homes {
+                    if let Some(want) = self.wants.get_mut(id) {
+                        (want.verifies, want.must_list) = (true, true);
+                    }
+                }
+            }
             round.events.push(Event::Overwritten { stream: old });
             return;
         }
         let handle = Arc::clone(&file.handle);
         let Ok(stat) = handle.stat() else { return };
         // A generation has two bytes in a record's id; after the last one the stream is another.
-        let new = match old.generation.checked_add(1) {
+        let last = self.last_life(old.id).unwrap_or(old);
+        let new = match last.generation.checked_add(1) {
             Some(generation) => StreamKey {
                 id: old.id,
                 generation,
@@ -605,7 +710,9 @@ impl Follower {
                 generation: 0,
             },
         };
-        let identity = Identity::of(&stat, self.boot);
+        let Ok(identity) = Identity::take(&*handle, &stat, self.boot) else {
+            return;
+        };
         let Some(mut file) = self.close(old) else {
             return;
         };
@@ -619,6 +726,7 @@ impl Follower {
             owner: Arc::clone(&file.owner),
             changed_at: round.now,
             finished: false,
+            successor: None,
             shed: false,
             is_copy: false,
             ..file
@@ -687,10 +795,9 @@ impl Copied {
         closed_at: Option<&Path>,
         round: &Round<'_>,
     ) {
-        if let Some((offset, tail)) = round.positions.furthest(key)
-            && offset > 0
-            && tail != 0
-        {
+        let (offset, tail) = round.positions.furthest(key).unwrap_or_default();
+        // Of a life that is over nothing is missed; of one that was never read its head tells.
+        if (offset > 0 && tail != 0) || (offset == 0 && identity.head_len > 0) {
             let read = Read {
                 identity,
                 offset,

@@ -45,7 +45,7 @@ struct Entry {
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    streams: HashMap<StreamKey, Entry>,
+    streams: BTreeMap<StreamKey, Entry>,
     by_inode: HashMap<u64, Vec<StreamKey>>,
     /// By folder, in the order in which they became known.
     by_dir: HashMap<PathBuf, BTreeMap<u64, StreamKey>>,
@@ -121,6 +121,11 @@ impl Known {
         self.streams.contains_key(&key)
     }
 
+    /// The last life that is known of a stream.
+    pub(super) fn last_life(&self, id: u64) -> Option<StreamKey> {
+        last_life(&self.streams, id)
+    }
+
     /// Those whose inode number this is.
     pub(super) fn of_inode(&self, inode: u64) -> impl Iterator<Item = &KnownStream> {
         let keys = self.by_inode.get(&inode).into_iter().flatten();
@@ -183,6 +188,13 @@ impl Known {
         }
         old
     }
+}
+
+/// The last life of a stream in a table.
+pub(super) fn last_life<T>(table: &BTreeMap<StreamKey, T>, id: u64) -> Option<StreamKey> {
+    let life = |generation| StreamKey { id, generation };
+    let lives = table.range(life(0)..=life(u16::MAX));
+    lives.map(|(key, _)| *key).next_back()
 }
 
 fn folder(path: &Path) -> PathBuf {

@@ -47,12 +47,14 @@ impl Follower {
         }
     }
 
-    /// Lets files go that are finished and settled, as soon as nobody names them.
-    pub(super) fn release(&mut self, released: &[StreamKey], round: &mut Round<'_>) {
+    /// Takes note of what is settled, before anything new is seen of it: a file that has changed since is not.
+    pub(super) fn note_released(&mut self, released: &[StreamKey], round: &mut Round<'_>) {
         for key in released {
-            if self.files.contains_key(key) {
-                self.releasable.insert(*key);
-            } else {
+            if let Some(file) = self.files.get(key) {
+                if file.finished {
+                    self.releasable.insert(*key);
+                }
+            } else if !self.known.contains(*key) {
                 // Its file was truncated, and there is no copy: nobody will see it again.
                 round.events.push(Event::Released {
                     stream: *key,
@@ -60,6 +62,10 @@ impl Follower {
                 });
             }
         }
+    }
+
+    /// Lets files go that are finished and settled, as soon as nobody names them.
+    pub(super) fn release(&mut self, round: &mut Round<'_>) {
         let mut closed = Vec::new();
         for key in &self.releasable {
             match self.files.get(key) {

@@ -44,6 +44,7 @@ impl Follower {
         };
         let first = !want.looked;
         want.looked |= !listing.failed;
+        want.failed = listing.failed;
         want.must_list = false;
         let most = want.wanted.most_files();
         if listing.too_many && !want.full {
@@ -397,8 +398,11 @@ impl Follower {
             // It is looked for again in the next listing.
             Err(error) => {
                 want.siblings.remove(&path);
-                if error.kind() != io::ErrorKind::NotFound && is_meant {
-                    tell(want, id, &path, &error, &mut round.events);
+                if error.kind() != io::ErrorKind::NotFound {
+                    want.failed = true;
+                    if is_meant {
+                        tell(want, id, &path, &error, &mut round.events);
+                    }
                 }
             }
         }

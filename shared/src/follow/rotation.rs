@@ -62,8 +62,25 @@ impl Candidate {
         };
         births
             .then(self.stat.modified_ns.cmp(&other.stat.modified_ns))
-            // `app.log.2` is older than `app.log.1`, and that than `app.log`.
-            .then_with(|| other.path.cmp(&self.path))
+            .then_with(|| self.rank().cmp(&other.rank()))
+            .then_with(|| self.path.cmp(&other.path))
+    }
+
+    /// What its name says of its age, where times say nothing: `app.log.2` is older than `app.log.1`, and that than
+    /// `app.log`; but `app-1.log` is older than `app-2.log`, and so it is with dates.
+    fn rank(&self) -> (bool, i64, usize) {
+        let name = self.path.file_name().unwrap_or_default();
+        let base = self.base.file_name().unwrap_or_default();
+        let number = name
+            .as_bytes()
+            .strip_prefix(base.as_bytes())
+            .and_then(|mark| mark.strip_prefix(b"."))
+            .filter(|digits| digits.len() <= 4)
+            .and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<i64>().ok());
+        match number {
+            Some(number) => (false, -number, 0),
+            None => (self.path == self.base, 0, name.len()),
+        }
     }
 }
 
@@ -79,16 +96,15 @@ pub(super) struct Read {
 }
 
 /// Whether a file holds all that was read of a stream: the same head, and the same 64 bytes before the furthest
-/// cursor. `head` are the file's first bytes.
+/// cursor, if anything was read. `head` are the file's first bytes.
 pub(super) fn holds_what_was_read(one: &Candidate, head: &[u8], read: &Read) -> bool {
     let known = read.identity.head_len as usize;
-    read.offset > 0
-        && read.tail != 0
-        && one.stat.size >= read.offset
+    one.stat.size >= read.offset
         && head
             .get(..known)
             .is_some_and(|head| known == 0 || xxh3_64(head) == read.identity.head)
-        && tail_at(&*one.handle, read.offset).is_ok_and(|found| found == Some(read.tail))
+        && (read.offset == 0
+            || tail_at(&*one.handle, read.offset).is_ok_and(|found| found == Some(read.tail)))
 }
 
 /// Whether everything in `one` is in `file`, too, at the same place: then it is a copy of it, perhaps one that is still

@@ -209,6 +209,10 @@ impl DeadLetterFiles {
 
     fn open_file(&self, output: &str) -> io::Result<Open> {
         self.disk.make_dir(&self.dir)?;
+        // The folder's own name must survive, too.
+        if let Some(above) = self.dir.parent() {
+            self.disk.sync_dir(above)?;
+        }
         let path = path_of(&self.dir, output);
         let file = self.disk.open(&self.dir, &path, Some(MODE))?;
         self.disk.sync_dir(&self.dir)?;
