@@ -232,9 +232,16 @@ impl Reloader {
         }
         self.letters.set_outputs(&new.outputs);
         for (output, step) in new.outputs.iter().zip(steps) {
-            let line = self.take(output, step, &new, &old, share)?;
-            changed.changed.extend(line);
+            match self.take(output, step, &new, &old, share) {
+                Ok(line) => changed.changed.extend(line),
+                Err(problems) => {
+                    self.release(&held);
+                    return Err(problems);
+                }
+            }
         }
+        // Those that are removed send nothing more: another may have their files by now.
+        held.retain(|slot| removed.iter().all(|(_, gone)| gone != slot));
         self.release(&held);
         self.pipeline.replan(new.start_at);
         let new = Arc::new(new);

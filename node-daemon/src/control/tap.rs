@@ -61,7 +61,7 @@ struct Shown<'a> {
     output: &'a str,
     target: String,
     log: String,
-    /// Records left out before this one.
+    /// Records left out before this one, those that were not looked at among them.
     left_out: u64,
     #[serde(borrow)]
     record: &'a RawValue,
@@ -210,17 +210,24 @@ impl Taps {
         if taps.len() != before {
             self.count.store(taps.len(), Ordering::Relaxed);
         }
-        let Some((name, logs)) = pipeline.logs_of(output, &load.batch.spans) else {
-            return;
-        };
+        // Whose the records are is asked only where one of them can still be shown in this second.
+        let mut asked = None;
         for tap in taps.iter_mut() {
-            if !tap.output.is_empty() && *tap.output != *name {
-                continue;
-            }
             if now >= tap.since + Duration::from_secs(1) {
                 (tap.since, tap.left) = (now, tap.rate);
             }
-            tap.show(&name, load, &logs, &is_delivered);
+            if tap.left == 0 {
+                tap.left_out += load.len() as u64;
+                continue;
+            }
+            let Some((name, logs)) =
+                asked.get_or_insert_with(|| pipeline.logs_of(output, &load.batch.spans))
+            else {
+                return;
+            };
+            if tap.output.is_empty() || *tap.output == **name {
+                tap.show(name, load, logs, &is_delivered);
+            }
         }
     }
 }
