@@ -23,7 +23,7 @@ use crate::ledger::Ledger;
 use crate::pipeline::{Known, OutputPlan, Pipeline, Plan};
 use crate::problem::Problems;
 use crate::say::{self, Fault};
-use crate::settings::Settings;
+use crate::settings::{Settings, show_size};
 use crate::ship::{self, dead_letter::DeadLetterFiles, retry::Shipper};
 use crate::status;
 
@@ -404,6 +404,7 @@ fn once(daemon: Daemon, host: &dyn Host, json: bool, before: &[Ledger]) -> Resul
     let pipeline = Arc::clone(&daemon.pipeline);
     let mut has_ended_all = false;
     let mut told_at = host.now();
+    let mut behind = None;
     let mut quiet = 0;
     let interrupted = loop {
         std::thread::park_timeout(Duration::from_millis(20));
@@ -421,8 +422,9 @@ fn once(daemon: Daemon, host: &dyn Host, json: bool, before: &[Ledger]) -> Resul
             break false;
         }
         if host.now() >= told_at + Duration::from_secs(5) {
+            let since = host.now().saturating_sub(told_at);
             told_at = host.now();
-            progress(&pipeline);
+            behind = progress(&pipeline, behind, since);
         }
     };
     let clean = daemon.stop(settings.shutdown_grace, host);
@@ -491,8 +493,8 @@ fn pipeline_problems(pipeline: &Pipeline) -> Vec<String> {
     pipeline.look(|view| view.troubles().map(ToOwned::to_owned).collect())
 }
 
-/// One line of where a long run stands.
-fn progress(pipeline: &Pipeline) {
+/// One line of where a long run stands, and when it may be done; how much is left.
+fn progress(pipeline: &Pipeline, before: Option<u64>, since: Duration) -> Option<u64> {
     let (behind, waits) = pipeline.look(|view| {
         let behind: u64 = view
             .sources()
@@ -508,9 +510,19 @@ fn progress(pipeline: &Pipeline) {
         (behind, waits)
     });
     if waits.is_empty() {
-        tracing::info!("{behind} bytes are still to be read");
+        let rate = before.map(|before| before.saturating_sub(behind) as f64 / since.as_secs_f64());
+        let eta = match rate {
+            Some(rate) if rate > 0.0 => format!(
+                ", {}/s, about {:.0} s more",
+                show_size(rate as u64),
+                behind as f64 / rate
+            ),
+            _ => String::new(),
+        };
+        tracing::info!("{} are still to be delivered{eta}", show_size(behind));
     }
     for (output, cause) in waits {
         tracing::warn!("output {output} waits: {cause}");
     }
+    Some(behind)
 }

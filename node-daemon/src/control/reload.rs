@@ -29,9 +29,7 @@ use crate::ship::{self, Output};
 /// How long an output's last writes are waited for before another takes its files over.
 const QUIET_WITHIN: Duration = Duration::from_secs(20);
 
-/// Let the running daemon read its configuration again.
-///
-/// What is not changed is not paused. A wrong configuration is refused whole, and the old one goes on.
+/// Let the running daemon read its configuration again; what is not changed is not paused.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit code: 0 done, 1 no daemon answers, 2 the configuration is refused.\n\nExample:\n  \
@@ -232,9 +230,16 @@ impl Reloader {
         }
         self.letters.set_outputs(&new.outputs);
         for (output, step) in new.outputs.iter().zip(steps) {
-            let line = self.take(output, step, &new, &old, share)?;
-            changed.changed.extend(line);
+            match self.take(output, step, &new, &old, share) {
+                Ok(line) => changed.changed.extend(line),
+                Err(problems) => {
+                    self.release(&held);
+                    return Err(problems);
+                }
+            }
         }
+        // Those that are removed send nothing more: another may have their files by now.
+        held.retain(|slot| removed.iter().all(|(_, gone)| gone != slot));
         self.release(&held);
         self.pipeline.replan(new.start_at);
         let new = Arc::new(new);

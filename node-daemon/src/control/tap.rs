@@ -32,9 +32,7 @@ const WAITING: usize = 512;
 /// Taps at a time.
 const TAPS: usize = 8;
 
-/// Show records as they leave, live.
-///
-/// The pipeline never waits for it: what is above the rate, or not read in time, is left out and counted.
+/// Show records as they leave, live; what is above the rate, or not read in time, is left out and counted.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  ringpilot tap shop/web --to es\n  ringpilot tap 'access' --json | jq .record"
@@ -61,7 +59,7 @@ struct Shown<'a> {
     output: &'a str,
     target: String,
     log: String,
-    /// Records left out before this one.
+    /// Records left out before this one, those that were not looked at among them.
     left_out: u64,
     #[serde(borrow)]
     record: &'a RawValue,
@@ -210,17 +208,24 @@ impl Taps {
         if taps.len() != before {
             self.count.store(taps.len(), Ordering::Relaxed);
         }
-        let Some((name, logs)) = pipeline.logs_of(output, &load.batch.spans) else {
-            return;
-        };
+        // Whose the records are is asked only where one of them can still be shown in this second.
+        let mut asked = None;
         for tap in taps.iter_mut() {
-            if !tap.output.is_empty() && *tap.output != *name {
-                continue;
-            }
             if now >= tap.since + Duration::from_secs(1) {
                 (tap.since, tap.left) = (now, tap.rate);
             }
-            tap.show(&name, load, &logs, &is_delivered);
+            if tap.left == 0 {
+                tap.left_out += load.len() as u64;
+                continue;
+            }
+            let Some((name, logs)) =
+                asked.get_or_insert_with(|| pipeline.logs_of(output, &load.batch.spans))
+            else {
+                return;
+            };
+            if tap.output.is_empty() || *tap.output == **name {
+                tap.show(name, load, logs, &is_delivered);
+            }
         }
     }
 }

@@ -39,19 +39,14 @@ const LINE_BYTES: u64 = 1 << 20;
 /// Whose positions are taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Agent {
-    /// log-pilot, with its Filebeat or its Fluentd
+    // With its Filebeat or its Fluentd.
     LogPilot,
-    /// Filebeat 6 and later
     Filebeat,
-    /// Fluentd's pos files
     Fluentd,
-    /// Fluent Bit's database
     FluentBit,
 }
 
-/// Take over how far another agent has read, so that a move sends nothing again.
-///
-/// Stop the other agent first, then import, then start the daemon.
+/// Take over how far another agent has read: stop it first, import, then start the daemon.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit code: 0 done, 1 nothing could be taken over, or a daemon runs.\n\nExample:\n  \
@@ -59,7 +54,7 @@ enum Agent {
                   ringpilot import --from fluentd --path-prefix /host /pilot/pos"
 )]
 pub struct Args {
-    /// Whose positions
+    /// Whose
     #[arg(long, value_enum, value_name = "AGENT")]
     from: Agent,
     /// Where the agent saw the host's files: taken off its paths [log-pilot: /host]

@@ -48,6 +48,7 @@ impl Pipeline {
             let old = &mut state.plan.outputs[slot];
             old.shipper.output = plan.shipper.output;
             old.shipper.removed = false;
+            old.shipper.is_held_back = false;
             old.start_at = plan.start_at;
             return Some((slot, false));
         }
@@ -75,12 +76,12 @@ impl Pipeline {
         let mut state = self.state.lock();
         let plan = &mut state.plan.outputs[slot];
         plan.start_at = settings.start_at;
-        plan.shipper.change(settings, batch_wait, share);
         if let Some(output) = output {
             plan.shipper.output = output;
             // What the old one was waiting for need not be waited for any more.
             plan.shipper.forgive();
         }
+        plan.shipper.change(settings, batch_wait, share);
         drop(state);
         self.shipping[slot].notify_one();
     }

@@ -50,7 +50,7 @@ impl State {
             match self.may_read(source, n) {
                 May::Read => {
                     let (spec, output) = (source.spec(), source.flows[n].output);
-                    if let Some(due) = self.rates.wait(spec, output, self.now) {
+                    if let Some(due) = self.rates.wait(spec.limits, &spec.owner, output, self.now) {
                         self.rates.note(&Arc::clone(spec), self.now);
                         self.rest(number, n, FlowTurn::Later);
                         self.later.push((due, number, n));
@@ -193,7 +193,12 @@ impl State {
                 && matches!(self.may_read(source, other), May::Read)
                 && self
                     .rates
-                    .wait(source.spec(), flow.output, self.now)
+                    .wait(
+                        source.spec().limits,
+                        &source.spec().owner,
+                        flow.output,
+                        self.now,
+                    )
                     .is_none()
             {
                 flows.push(other);
@@ -274,7 +279,9 @@ impl State {
                 let codec = job.codecs.iter().position(|one| *one == codec);
                 let mut chunks = codec.map_or(&[][..], |codec| &done.chunks[codec]);
                 let mut settled = done.settled.clone();
-                if self.rates.charge(&job.spec, flow.output, bytes, now) && records > 0 {
+                let (limits, owner) = (job.spec.limits, &job.spec.owner);
+                if self.rates.charge(limits, owner, flow.output, bytes, now) && records > 0 {
+                    self.rates.note(&job.spec, now);
                     let lost = settled.lost.entry(Lost::Rate).or_default();
                     chunks.iter().for_each(|chunk| lost.add(chunk.total));
                     (records, chunks) = (0, &[]);

@@ -116,6 +116,10 @@ pub trait Output: Send + Sync + std::fmt::Debug {
     fn commits(&self) -> bool {
         false
     }
+    /// The most bytes a batch should have, if there is such a bound beside `batch_bytes`.
+    fn largest_batch(&self) -> Option<u64> {
+        None
+    }
     /// Makes what it has written durable and notes so in its journal; called within a second of a write, before
     /// cursors are saved. Blocking.
     ///

@@ -193,7 +193,7 @@ impl Shipper {
         seed: u64,
     ) -> Self {
         let concurrency = settings.concurrency.max(1) as f64;
-        Self {
+        let mut shipper = Self {
             name: settings.name.as_str().into(),
             kind: settings.kind.clone(),
             output,
@@ -206,8 +206,7 @@ impl Shipper {
             timeout: settings.timeout,
             removed: false,
             is_held_back: false,
-            // A batch must fit well into what may be held, or nothing would ever be full.
-            batch_bytes: settings.batch_bytes.min(share / 8).max(1),
+            batch_bytes: 0,
             batch_wait: settings.batch_wait.unwrap_or(batch_wait),
             min_backoff: settings.retry.min_backoff,
             max_backoff: settings.retry.max_backoff,
@@ -222,14 +221,19 @@ impl Shipper {
             told: None,
             told_at: None,
             random: seed | 1,
-        }
+        };
+        shipper.change(settings, batch_wait, share);
+        shipper
     }
 
     /// Takes other manners; what is gathered and on its way stays.
     pub fn change(&mut self, settings: &OutputSettings, batch_wait: Duration, share: usize) {
         self.share = share;
         self.timeout = settings.timeout;
-        self.batch_bytes = settings.batch_bytes.min(share / 8).max(1);
+        let largest = self.output.largest_batch().unwrap_or(u64::MAX);
+        let largest = usize::try_from(largest).unwrap_or(usize::MAX);
+        // A batch must fit well into what may be held, or nothing would ever be full.
+        self.batch_bytes = settings.batch_bytes.min(share / 8).min(largest).max(1);
         self.batch_wait = settings.batch_wait.unwrap_or(batch_wait);
         self.min_backoff = settings.retry.min_backoff;
         self.max_backoff = settings.retry.max_backoff;

@@ -623,7 +623,8 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
     let mut sums = vec![Sum::default(); outputs.len()];
     let mut states: BTreeMap<State, u64> = State::ALL.map(|state| (state, 0)).into();
     let (mut rows, mut with_file) = (Vec::new(), HashSet::new());
-    for source in view.sources() {
+    // What the configuration wants no more is open only until nobody names it; its ledger counts as that of files gone.
+    for source in view.sources().filter(|source| !source.ended) {
         let state = State::of(source);
         *states.entry(state).or_default() += 1;
         with_file.extend(source.claims.iter().map(|claim| claim.want));

@@ -173,11 +173,6 @@ impl FileOutput {
         }
     }
 
-    /// The most bytes a batch should have, so that no file is longer than `rotate_size`.
-    pub fn largest_batch(&self) -> Option<u64> {
-        self.inner.common.rotate.map(|rotate| rotate.size)
-    }
-
     /// Writes a load. Blocking.
     pub fn write(&self, load: &Load) -> Verdict {
         self.inner.write(load)
@@ -499,6 +494,11 @@ impl Output for FileOutput {
 
     fn ordered(&self) -> bool {
         true
+    }
+
+    /// So that no file is longer than `rotate_size`.
+    fn largest_batch(&self) -> Option<u64> {
+        self.inner.common.rotate.map(|rotate| rotate.size)
     }
 
     fn commits(&self) -> bool {
