@@ -356,6 +356,7 @@ impl Collector {
                     .map(|pod| pod.namespace.clone())
                     .unwrap_or_default(),
                 via: if is_stdout { "stdout" } else { "file" },
+                way: way(workload, &declaration.what),
             },
         };
         let wanted = Wanted {
@@ -368,6 +369,42 @@ impl Collector {
             pinned_bytes: limits.pinned_bytes,
         };
         Ok((wanted, Arc::new(spec)))
+    }
+}
+
+/// The one rule of which way a log is read: stdout where the runtime writes it, a path in a mount where the host has
+/// that mount, every other path in the container's root.
+fn way(workload: &Workload, what: &What) -> String {
+    let path = match what {
+        _ if workload.runtime == Runtime::Static => return String::new(),
+        What::Stdout if workload.runtime == Runtime::LogFolder => {
+            return "known by the names in the log folder alone, for the runtime's socket cannot be had: no \
+                    declaration can be read this way, `collect_stdout: all` collects it"
+                .to_owned();
+        }
+        What::Stdout => return String::new(),
+        What::Files(path) => Path::new(path),
+    };
+    match workload
+        .mounts
+        .iter()
+        .find(|m| path.starts_with(&m.container))
+    {
+        Some(mount) => format!(
+            "in the volume at {}, which the host has at {}",
+            mount.container.display(),
+            mount.host.display()
+        ),
+        None => match workload.roots.first() {
+            Some(root) => format!(
+                "in no volume, so in the container's own file system, which the host has at {}",
+                root.display()
+            ),
+            None => {
+                "in no volume, and the container's own file system cannot be seen until it runs"
+                    .to_owned()
+            }
+        },
     }
 }
 
