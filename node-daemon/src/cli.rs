@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::check;
 use crate::demo;
+use crate::inject;
 use crate::run;
 use crate::say::{self, Fault};
 use crate::settings::VARIABLES;
@@ -38,6 +39,9 @@ enum Command {
     Demo(demo::Args),
     Check(check::Args),
     Explain(explain::Args),
+    Inject(inject::command::Args),
+    Webhook(inject::webhook::Args),
+    Csi(inject::csi::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -50,6 +54,9 @@ impl Command {
             Self::Demo(args) => demo::run(&args),
             Self::Check(args) => check::run(&args),
             Self::Explain(args) => explain::run(&args),
+            Self::Inject(args) => inject::command::run(&args),
+            Self::Webhook(args) => inject::webhook::run(&args),
+            Self::Csi(args) => inject::csi::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),

@@ -23,7 +23,7 @@ use crate::parse::Parser;
 use crate::pipeline::Pipeline;
 use crate::policy::Policy;
 use crate::problem::{Problem, Problems};
-use crate::settings::Settings;
+use crate::settings::{Mode, Settings};
 use crate::tag::Tags;
 
 /// What the follower is told.
@@ -141,7 +141,14 @@ impl Collector {
             wants: HashMap::new(),
         });
         let mut told = Vec::new();
-        for declaration in &declarations {
+        let by_shim = |declaration: &Declaration| {
+            let reads = workload.annotations.get(crate::inject::READS);
+            self.settings.discover.rings.mode != Mode::Off
+                && matches!(declaration.what, What::Files(_))
+                && reads.is_some_and(|names| names.split(',').any(|name| name == declaration.name))
+        };
+        // What a pod's shim reads comes by its ring, and is not read a second time.
+        for declaration in declarations.iter().filter(|one| !by_shim(one)) {
             let known = collected.wants.get(&declaration.name);
             let want = match known {
                 Some(wanted) => wanted.want,

@@ -40,6 +40,8 @@ const LIST_EVERY_WITHOUT_EVENTS: Duration = Duration::from_secs(2);
 const GATHER: Duration = Duration::from_millis(5);
 /// A list is made at most so much of the time, whatever happens: one part in so many.
 const REST: u32 = 5;
+/// But no longer than this: what happens meanwhile waits.
+const LONGEST_REST: Duration = Duration::from_millis(300);
 /// Waits between attempts to connect.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -108,10 +110,13 @@ impl CriSocket {
     }
 }
 
-/// Tells `heard` of every container, until its receiver is dropped. Connects again for ever.
+/// Tells `heard` of every container, until its receiver is dropped. Connects again for ever. With `names_may_do` the log
+/// folder's names have to do where the socket cannot be had; not so beside Docker, whose containers' logs may be there by
+/// cri-dockerd.
 pub async fn watch(
     socket: CriSocket,
     pod_logs_dir: PathBuf,
+    names_may_do: bool,
     host_root: PathBuf,
     heard: mpsc::Sender<Heard>,
 ) {
@@ -144,7 +149,13 @@ pub async fn watch(
             }
             None => (End::Silent, false),
         };
-        let must_do = watcher.known.is_empty()
+        // On a machine without pods it is nobody's business who may use the socket.
+        let ended = match ended {
+            End::Refused(_) if !socket.is_named && !watcher.has_pod_logs() => End::Silent,
+            ended => ended,
+        };
+        let must_do = names_may_do
+            && watcher.known.is_empty()
             && !watcher.was_silent
             && (is_refused || (!watcher.has_listed && started.elapsed() >= SOCKET_WAIT));
         match ended {
@@ -291,8 +302,12 @@ impl Watcher {
                 () = tokio::time::sleep(every) => {}
                 () = self.heard.closed() => return Err(End::NobodyListens),
             }
-            tokio::time::sleep(GATHER.max(took * REST).min(LIST_EVERY)).await;
+            tokio::time::sleep(GATHER.max(took * REST).min(LONGEST_REST)).await;
         }
+    }
+
+    fn has_pod_logs(&self) -> bool {
+        super::has_names(&self.host_root, &self.pod_logs_dir)
     }
 
     async fn tell(&self, heard: Heard) -> Result<(), End> {

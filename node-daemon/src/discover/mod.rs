@@ -153,9 +153,14 @@ pub fn spawn(
         ));
     }
     if let Some(socket) = cri_socket(settings) {
+        let names_may_do = socket.is_named
+            || !docker_sockets(&settings.discover.docker, variable)
+                .iter()
+                .any(|docker| docker.find(host_root).is_some());
         tokio::spawn(cri::watch(
             socket,
             settings.discover.cri.pod_logs_dir.clone(),
+            names_may_do,
             host_root.to_path_buf(),
             heard.clone(),
         ));
