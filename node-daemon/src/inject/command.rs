@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Mode, Options, Profile, Rendezvous, manifest};
+use super::{Mode, Options, Profile, manifest};
 use crate::cli::said;
 use crate::say::{self, Fault};
 
@@ -41,9 +41,6 @@ pub struct How {
     /// For hybrid: whose pods get the shim
     #[arg(long, value_name = "CLASS", value_delimiter = ',')]
     runtime_class: Vec<String>,
-    /// csi or empty-dir: how shim and daemon meet
-    #[arg(long, value_enum, default_value = "csi", hide_possible_values = true)]
-    rendezvous: Rendezvous,
     /// The shim's image
     #[arg(long, default_value = concat!("ringpilot/shim:", env!("CARGO_PKG_VERSION")))]
     image: String,
@@ -64,7 +61,6 @@ impl How {
             mode: self.mode,
             profile: self.profile,
             runtime_classes: self.runtime_class.clone(),
-            rendezvous: self.rendezvous,
             image: self.image.clone(),
             prefixes: match self.prefix.is_empty() {
                 false => self.prefix.clone(),

@@ -60,16 +60,6 @@ pub enum Profile {
     Restricted,
 }
 
-/// How shim and daemon find each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Rendezvous {
-    /// A volume of the CSI driver `csi.ringpilot.dev`.
-    #[default]
-    Csi,
-    /// An emptyDir, which the daemon reaches from the kubelet's folder.
-    EmptyDir,
-}
-
 /// What is not in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -79,8 +69,6 @@ pub struct Options {
     pub profile: Profile,
     /// With [`Profile::Hybrid`]: pods of these runtime classes get the shim.
     pub runtime_classes: Vec<String>,
-    /// How shim and daemon find each other.
-    pub rendezvous: Rendezvous,
     /// The shim's image.
     pub image: String,
     /// Prefixes of declarations; the earlier wins.
@@ -93,7 +81,6 @@ impl Default for Options {
             mode: Mode::default(),
             profile: Profile::default(),
             runtime_classes: Vec::new(),
-            rendezvous: Rendezvous::default(),
             image: concat!("ringpilot/shim:", env!("CARGO_PKG_VERSION")).to_owned(),
             prefixes: vec!["aliyun".to_owned()],
         }
@@ -186,7 +173,7 @@ pub fn pod(template: &mut Value, who: &str, options: &Options) -> (bool, Vec<Pro
     let mut volumes = spec.get("volumes").and_then(Value::as_sequence).cloned();
     let volumes = volumes.get_or_insert_default();
     volumes.retain(|volume| text(volume.get("name")).as_deref() != Some(VOLUME));
-    volumes.push(rendezvous(options.rendezvous));
+    volumes.push(socket_volume());
     let volumes = std::mem::take(volumes);
     spec.insert("volumes".into(), Value::Sequence(volumes));
     (true, problems)
@@ -459,15 +446,9 @@ fn is_guaranteed(spec: &Mapping) -> bool {
     })
 }
 
-fn rendezvous(way: Rendezvous) -> Value {
-    yaml(match way {
-        Rendezvous::Csi => {
-            serde_json::json!({"name": VOLUME, "csi": {"driver": "csi.ringpilot.dev", "readOnly": true}})
-        }
-        Rendezvous::EmptyDir => {
-            serde_json::json!({"name": VOLUME, "emptyDir": {"sizeLimit": "1Mi"}})
-        }
-    })
+/// The folder of the pod's own, with the node's socket.
+fn socket_volume() -> Value {
+    yaml(serde_json::json!({"name": VOLUME, "csi": {"driver": csi::DRIVER, "readOnly": true}}))
 }
 
 /// What is written here as JSON, in the manifest's terms.
