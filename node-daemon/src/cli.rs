@@ -15,6 +15,7 @@ use crate::check;
 use crate::control::{letters, reload, tap, top};
 use crate::demo;
 use crate::import;
+use crate::inject;
 use crate::run;
 use crate::say::{self, Fault};
 use crate::settings::VARIABLES;
@@ -45,6 +46,9 @@ enum Command {
     Top(top::Args),
     Tap(tap::Args),
     Import(import::Args),
+    Inject(inject::command::Args),
+    Webhook(inject::webhook::Args),
+    Csi(inject::csi::Args),
     Variables(Variables),
     Completions(Completions),
     Man(Man),
@@ -62,6 +66,9 @@ impl Command {
             Self::Top(args) => top::run(&args),
             Self::Tap(args) => tap::run(&args),
             Self::Import(args) => import::run(&args),
+            Self::Inject(args) => inject::command::run(&args),
+            Self::Webhook(args) => inject::webhook::run(&args),
+            Self::Csi(args) => inject::csi::run(&args),
             Self::Variables(args) => variables(&args),
             Self::Completions(args) => completions(&args),
             Self::Man(args) => man(&args),

@@ -23,7 +23,7 @@ use crate::parse::Parser;
 use crate::pipeline::Pipeline;
 use crate::policy::{Limits, Policy};
 use crate::problem::{Problem, Problems};
-use crate::settings::Settings;
+use crate::settings::{Mode, Settings};
 use crate::tag::Tags;
 
 /// What the follower is told.
@@ -172,7 +172,14 @@ impl Collector {
                 .collect();
             left.extend(gone.iter().filter_map(|name| collected.wants.remove(name)));
         }
-        for declaration in &declarations {
+        let by_shim = |declaration: &Declaration| {
+            let reads = workload.annotations.get(crate::inject::READS);
+            self.settings.discover.rings.mode != Mode::Off
+                && matches!(declaration.what, What::Files(_))
+                && reads.is_some_and(|names| names.split(',').any(|name| name == declaration.name))
+        };
+        // What a pod's shim reads comes by its ring, and is not read a second time.
+        for declaration in declarations.iter().filter(|one| !by_shim(one)) {
             let known = collected.wants.get(&declaration.name);
             let want = match known {
                 Some(wanted) => wanted.want,
@@ -393,6 +400,7 @@ impl Collector {
                     .map(|pod| pod.namespace.clone())
                     .unwrap_or_default(),
                 via: if is_stdout { "stdout" } else { "file" },
+                way: way(workload, &declaration.what),
             },
         };
         let wanted = Wanted {
@@ -509,6 +517,42 @@ fn problem_of(
         value: value.to_owned(),
         reason,
         cure: cure.to_owned(),
+    }
+}
+
+/// The one rule of which way a log is read: stdout where the runtime writes it, a path in a mount where the host has
+/// that mount, every other path in the container's root.
+fn way(workload: &Workload, what: &What) -> String {
+    let path = match what {
+        _ if workload.runtime == Runtime::Static => return String::new(),
+        What::Stdout if workload.runtime == Runtime::LogFolder => {
+            return "known by the names in the log folder alone, for the runtime's socket cannot be had: no \
+                    declaration can be read this way, `collect_stdout: all` collects it"
+                .to_owned();
+        }
+        What::Stdout => return String::new(),
+        What::Files(path) => Path::new(path),
+    };
+    match workload
+        .mounts
+        .iter()
+        .find(|m| path.starts_with(&m.container))
+    {
+        Some(mount) => format!(
+            "in the volume at {}, which the host has at {}",
+            mount.container.display(),
+            mount.host.display()
+        ),
+        None => match workload.roots.first() {
+            Some(root) => format!(
+                "in no volume, so in the container's own file system, which the host has at {}",
+                root.display()
+            ),
+            None => {
+                "in no volume, and the container's own file system cannot be seen until it runs"
+                    .to_owned()
+            }
+        },
     }
 }
 

@@ -57,6 +57,8 @@ pub mod sim;
 
 pub mod manifest;
 
+pub mod inject;
+
 pub mod check;
 
 pub mod say;

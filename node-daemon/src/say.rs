@@ -66,6 +66,12 @@ pub fn fault(fault: &Fault) {
     ));
 }
 
+/// Tells something on stderr that keeps nothing from going on.
+pub fn note(text: impl fmt::Display) {
+    // There is nowhere left to say that stderr is gone.
+    drop(writeln!(io::stderr().lock(), "ringpilot: {text}"));
+}
+
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

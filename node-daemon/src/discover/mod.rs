@@ -5,6 +5,11 @@
 pub mod docker;
 mod docker_facts;
 
+pub mod cri;
+mod cri_facts;
+mod cri_wire;
+mod log_folder;
+
 pub mod fixed;
 
 mod host_path;
@@ -147,6 +152,19 @@ pub fn spawn(
             heard.clone(),
         ));
     }
+    if let Some(socket) = cri_socket(settings) {
+        let names_may_do = socket.is_named
+            || !docker_sockets(&settings.discover.docker, variable)
+                .iter()
+                .any(|docker| docker.find(host_root).is_some());
+        tokio::spawn(cri::watch(
+            socket,
+            settings.discover.cri.pod_logs_dir.clone(),
+            names_may_do,
+            host_root.to_path_buf(),
+            heard.clone(),
+        ));
+    }
     tokio::spawn(fixed::tell(heard));
     receiver
 }
@@ -166,8 +184,23 @@ pub fn expected(
         })
         .map(|_| Runtime::Docker)
         .collect();
+    if let Some(socket) = cri_socket(settings) {
+        let logs = host_path::beneath(host_root, &settings.discover.cri.pod_logs_dir);
+        if socket.is_named || socket.is_open(host_root) {
+            expected.push(Runtime::Cri);
+        } else if socket.find(host_root).is_some() && logs.is_ok_and(|logs| logs.is_dir()) {
+            expected.push(Runtime::LogFolder);
+        }
+    }
     expected.push(Runtime::Static);
     expected
+}
+
+/// Where the CRI is sought, if it is.
+fn cri_socket(settings: &Settings) -> Option<cri::CriSocket> {
+    let cri = &settings.discover.cri;
+    (cri.mode != Mode::Off)
+        .then(|| cri::CriSocket::new(cri.socket.as_deref(), cri.mode == Mode::On))
 }
 
 /// The engines to listen to: the one that is named, or Docker's and Podman's usual places.

@@ -78,6 +78,8 @@ pub struct Shown {
     pub namespace: String,
     /// `file`, `stdout` or `ring`.
     pub via: &'static str,
+    /// Which way it is read, and why, as half a sentence; empty where `via` says all.
+    pub way: String,
 }
 
 impl Spec {

@@ -87,6 +87,9 @@ pub struct Log<'snapshot> {
     pub collected: bool,
     /// `file`, `stdout` or `ring`.
     pub via: &'snapshot str,
+    /// Which way it is read, and why; empty where `via` says all.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub way: &'snapshot str,
     /// Its files.
     pub sources: Vec<&'snapshot Source>,
     /// What is wrong with it.
@@ -116,7 +119,7 @@ pub fn find<'s>(snapshot: &'s Snapshot, pattern: &str) -> Found<'s> {
     let wanted = Wanted::new(pattern);
     let mut logs: BTreeMap<(&str, &str, &str), Log<'s>> = BTreeMap::new();
     let mut claimed = vec![false; snapshot.problems.len()];
-    let mut log = |container: &'s Container, name: &'s str, via: &'s str| {
+    let mut log = |container: &'s Container, name: &'s str, (via, way): (&'s str, &'s str)| {
         let key = (container.who.as_str(), container.id.as_str(), name);
         // A problem is of this log if it names it as the daemon does.
         logs.entry(key).or_insert_with(|| {
@@ -133,6 +136,7 @@ pub fn find<'s>(snapshot: &'s Snapshot, pattern: &str) -> Found<'s> {
                 name,
                 collected: false,
                 via,
+                way,
                 sources: Vec::new(),
                 problems,
             }
@@ -142,18 +146,20 @@ pub fn find<'s>(snapshot: &'s Snapshot, pattern: &str) -> Found<'s> {
     let mut of_source = Vec::new();
     for source in &snapshot.sources {
         if wanted.fits_log(&source.container, &source.name) || wanted.fits(&source.path) {
-            of_source.push((log(&source.container, &source.name, &source.via), source));
+            let way = (source.via.as_str(), source.way.as_str());
+            of_source.push((log(&source.container, &source.name, way), source));
         }
     }
     for Waiting {
         name,
         container,
         via,
+        way,
         ..
     } in &snapshot.waiting
     {
         if wanted.fits_log(container, name) {
-            log(container, name, via);
+            log(container, name, (via, way));
         }
     }
     for (key, source) in of_source {
@@ -312,6 +318,9 @@ fn write_log(
              do: nothing, if the workload has not written yet; else declare the path where it writes"
         )?,
         (false, ..) => writeln!(text, ": not collected")?,
+    }
+    if !log.way.is_empty() {
+        writeln!(text, "  way: {}", Escaped(log.way))?;
     }
     for problem in &log.problems {
         write_problem(text, problem)?;

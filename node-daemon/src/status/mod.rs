@@ -175,6 +175,9 @@ pub struct Source {
     pub container: Container,
     /// `file`, `stdout` or `ring`.
     pub via: String,
+    /// Which way it is read, and why; empty where `via` says all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub way: String,
     /// Where it was last seen, in its owner's view.
     pub path: String,
     /// Its inode number.
@@ -218,6 +221,9 @@ pub struct Waiting {
     pub container: Container,
     /// `file`, `stdout` or `ring`.
     pub via: String,
+    /// Which way it is read, and why; empty where `via` says all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub way: String,
 }
 
 /// An output.
@@ -444,6 +450,7 @@ impl Status {
                     target: spec.shown.target.clone(),
                     container: container(spec),
                     via: spec.shown.via.to_owned(),
+                    way: spec.shown.way.clone(),
                 })
                 .collect(),
             outputs: looked
@@ -559,6 +566,7 @@ impl Row {
             format: shown.format.to_owned(),
             container: container(spec),
             via: shown.via.to_owned(),
+            way: shown.way.clone(),
             path: self.path.to_string_lossy().into_owned(),
             inode: self.inode,
             size_bytes: self.size,

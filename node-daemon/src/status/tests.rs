@@ -57,6 +57,7 @@ fn by_hand() -> Snapshot {
         format: "nginx".into(),
         container: container.clone(),
         via: "file".into(),
+        way: String::new(),
         path: path.into(),
         inode: 77,
         size_bytes: 5_000,
@@ -134,6 +135,7 @@ fn by_hand() -> Snapshot {
             target: "audit".into(),
             container: web,
             via: "file".into(),
+            way: String::new(),
         }],
         outputs: vec![
             output("archive", "file", "effectively-once", None),
