@@ -106,6 +106,13 @@ impl Collector {
         self.workloads.values().map(|one| &one.workload)
     }
 
+    /// The declaration that a want is of.
+    #[must_use]
+    pub fn name_of(&self, want: WantId) -> Arc<str> {
+        let spec = self.pipeline.spec_of(want);
+        spec.map_or_else(|| "".into(), |spec| Arc::clone(&spec.name))
+    }
+
     /// Takes one thing that was heard; what the follower is to be told.
     pub fn heard(&mut self, heard: Heard) -> Vec<Follow> {
         match heard {
@@ -355,7 +362,11 @@ impl Collector {
                     .as_ref()
                     .map(|pod| pod.namespace.clone())
                     .unwrap_or_default(),
-                via: if is_stdout { "stdout" } else { "file" },
+                via: match workload.runtime {
+                    _ if is_stdout => "stdout",
+                    Runtime::Shim => "ring",
+                    _ => "file",
+                },
             },
         };
         let wanted = Wanted {

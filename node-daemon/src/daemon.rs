@@ -17,7 +17,8 @@ use crate::collect::{Collector, Follow};
 use crate::discover::{self, Heard, Runtime, Workload};
 use crate::pipeline::{Pipeline, Turn};
 use crate::problem::{Problem, Problems};
-use crate::settings::Settings;
+use crate::rings::{self, Rings};
+use crate::settings::{Mode, Settings};
 use crate::ship::Verdict;
 
 /// Between two saves at most.
@@ -47,6 +48,8 @@ pub struct Daemon {
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
+    /// The rings of shims, where they are used.
+    pub rings: Option<Rings>,
     threads: Vec<JoinHandle<()>>,
     runtime: tokio::runtime::Runtime,
 }
@@ -70,6 +73,10 @@ pub struct Parts {
     pub runtime: tokio::runtime::Runtime,
     /// Workloads that no runtime tells of.
     pub workloads: Vec<Workload>,
+    /// Streams of shims' files that the checkpoint knows, by owner.
+    pub ring_streams: Vec<(String, KnownStream)>,
+    /// How rings are kept; none are where `None`.
+    pub rings: Option<rings::Limits>,
     /// Looks up the environment.
     pub variable: fn(&str) -> Option<String>,
     /// Random: stream ids.
@@ -91,6 +98,8 @@ impl Daemon {
             problems,
             runtime,
             workloads,
+            ring_streams,
+            rings: limits,
             variable,
             seed,
         } = parts;
@@ -100,6 +109,22 @@ impl Daemon {
             Arc::new(AtomicBool::new(false)),
         );
         let mut threads = Vec::new();
+        let (mut rings, mut told_by_rings) = (None, None);
+        if let Some(limits) = limits.filter(|_| settings.discover.rings.mode != Mode::Off) {
+            let parts = rings::Parts {
+                dir: settings.discover.rings.dir.clone(),
+                limits,
+                host: Arc::clone(&host),
+                pipeline: Arc::clone(&pipeline),
+                problems: Arc::clone(&problems),
+                known: ring_streams,
+                prefix: settings.label_prefixes.first().cloned().unwrap_or_default(),
+            };
+            let (started, heard, thread) =
+                Rings::start(parts).map_err(|error| format!("rings cannot be drained: {error}"))?;
+            threads.push(thread);
+            (rings, told_by_rings) = (Some(started), Some(heard));
+        }
         let mut spawn = |name: &str, body: Box<dyn FnOnce() + Send>| -> Result<(), String> {
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
@@ -135,6 +160,7 @@ impl Daemon {
                 (Arc::clone(&pipeline), Arc::clone(&stop), Arc::clone(&host));
             let (looked, problems) = (Arc::clone(&looked), Arc::clone(&problems));
             let (wakes, ready) = (wakes.clone(), Arc::clone(&ready));
+            let rings = rings.clone();
             spawn(
                 "follow",
                 Box::new(move || {
@@ -148,6 +174,7 @@ impl Daemon {
                         ready,
                         looked,
                         problems,
+                        rings,
                     };
                     follow.run();
                 }),
@@ -183,12 +210,14 @@ impl Daemon {
         runtime.spawn(collect(
             collector,
             heard,
+            rings.clone().zip(told_by_rings),
             commands,
             wakes,
             expected,
             Arc::clone(&ready),
         ));
         Ok(Self {
+            rings,
             pipeline,
             problems,
             settings,
@@ -237,6 +266,9 @@ impl Daemon {
             std::thread::park_timeout(Duration::from_millis(20));
         }
         self.stop.store(true, Ordering::Release);
+        if let Some(rings) = &self.rings {
+            rings.stop();
+        }
         if let Some(wakes) = self.pipeline.follower.get() {
             wakes.wake();
         }
@@ -303,6 +335,7 @@ struct FollowThread {
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
     problems: Arc<Problems>,
+    rings: Option<Rings>,
 }
 
 impl FollowThread {
@@ -318,7 +351,10 @@ impl FollowThread {
                     Follow::Unwant(want) => self.follower.unwant(want),
                 }
             }
-            let (suspects, released) = self.pipeline.for_follower();
+            let (mut suspects, mut released) = self.pipeline.for_follower();
+            if let Some(rings) = &self.rings {
+                rings.take(&mut suspects, &mut released);
+            }
             let positions: &dyn Positions = &*self.pipeline;
             let events = self.follower.look(woken, &suspects, &released, positions);
             for event in &events {
@@ -457,6 +493,7 @@ async fn ship(
 async fn collect(
     mut collector: Collector,
     mut heard: tokio::sync::mpsc::Receiver<Heard>,
+    mut rings: Option<(Rings, tokio::sync::mpsc::UnboundedReceiver<Heard>)>,
     commands: mpsc::Sender<Follow>,
     wakes: Option<Arc<dyn Wakes>>,
     mut expected: Vec<Runtime>,
@@ -474,27 +511,46 @@ async fn collect(
                 wakes.wake();
             }
         }
+        let by_ring = async {
+            match &mut rings {
+                Some((_, told)) => told.recv().await,
+                None => None,
+            }
+        };
         let one = tokio::select! {
-            one = heard.recv() => one,
+            Some(one) = heard.recv() => one,
+            Some(one) = by_ring => one,
             () = &mut late, if !is_started => {
                 // A runtime that does not answer keeps nobody from collecting the others.
                 expected.clear();
                 continue;
             }
+            else => return,
         };
-        let Some(one) = one else { return };
         if let Heard::Listed(runtime) = one
             && let Some(at) = expected.iter().position(|expected| *expected == runtime)
         {
             expected.swap_remove(at);
         }
         let mut told = false;
+        let shim = match &one {
+            Heard::Here(workload) if workload.runtime == Runtime::Shim => Some(workload.id.clone()),
+            _ => None,
+        };
         for follow in collector.heard(one) {
             tracing::debug!("{follow}");
+            let follow = match &rings {
+                Some((rings, _)) => rings.follow(follow, |wanted| collector.name_of(wanted.want)),
+                None => Some(follow),
+            };
+            let Some(follow) = follow else { continue };
             told = true;
             if commands.send(follow).is_err() {
                 return;
             }
+        }
+        if let (Some(owner), Some((rings, _))) = (shim, &rings) {
+            rings.declared(&owner);
         }
         if told && let Some(wakes) = &wakes {
             wakes.wake();

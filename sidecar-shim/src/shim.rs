@@ -28,6 +28,8 @@ const GATHER: Duration = Duration::from_millis(100);
 const FRAMES_A_TURN: usize = 16;
 /// Between two tries to connect, at least and at most.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A daemon that starts with its pods is not missed before.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// A file that is drained at the shim's end counts as finished when it was not written for so long.
 const RESTED: Duration = Duration::from_secs(1);
 /// While it ends everything is looked at this often.
@@ -171,7 +173,7 @@ impl Shim<'_> {
         match tried {
             Ok(link) => self.link = Some(link),
             Err(error) => {
-                if !self.told_down {
+                if !self.told_down && now >= PATIENCE {
                     self.told_down = true;
                     say(&format!(
                         "the node's socket {} cannot be reached: {error}\n\

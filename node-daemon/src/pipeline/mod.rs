@@ -588,6 +588,14 @@ impl Pipeline {
         self.state.lock().needs(stream)
     }
 
+    /// Whose an open stream is.
+    #[must_use]
+    pub fn owner_of(&self, stream: StreamKey) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        let number = state.by_stream.get(&stream)?.first()?;
+        Some(Arc::clone(&state.sources.get(number)?.spec().owner))
+    }
+
     /// Counts as lost what is not read of a stream that cannot be read any more.
     pub fn give_up(&self, stream: StreamKey, reason: Lost) {
         self.state.lock().give_up(stream, reason);
