@@ -113,6 +113,19 @@ impl Node {
             .unwrap()
     }
 
+    /// `/api/status`, by the control socket.
+    fn status(&self) -> serde_json::Value {
+        use std::io::Read as _;
+        let mut end =
+            std::os::unix::net::UnixStream::connect(self.path("data/control.sock")).unwrap();
+        end.write_all(b"GET /api/status HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        end.read_to_string(&mut answer).unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        serde_json::from_str(body).unwrap()
+    }
+
     fn delivered(&self, target: &str) -> Vec<String> {
         let text = std::fs::read(self.path("out").join(format!("{target}.ndjson")));
         let text = String::from_utf8(text.unwrap_or_default()).unwrap();
@@ -510,10 +523,10 @@ fn a_pod_that_goes_loses_what_its_shim_could_not_hand_over_and_says_so() {
         down.display()
     );
     let node = Node::with("memfd", dir, outputs);
-    append(&node.pod("web").parent().unwrap().join("ignored"), &[]);
-    let log = node.path("web").join("a.log");
-    append(&log, &lines("web", 0..1_000));
     let socket = node.pod("web");
+    let log = node.path("web").join("a.log");
+    // Beyond what a flow's window and the ring's windows take.
+    append(&log, &lines("web", 0..200_000));
     let shim = Command::new(env!("CARGO_BIN_EXE_ringpilot"))
         .args(["shim", "--drain-timeout", "1500ms", "--socket"])
         .arg(socket)
@@ -531,4 +544,29 @@ fn a_pod_that_goes_loses_what_its_shim_could_not_hand_over_and_says_so() {
     assert_eq!(ended.status.code(), Some(1));
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(said.contains("not yet acknowledged"), "{said}");
+    // Its folder goes with it. What had come is delivered when the output is well; then the sum closes.
+    std::fs::remove_dir_all(node.path("rings/web")).unwrap();
+    std::fs::remove_file(node.path("down")).unwrap();
+    std::fs::create_dir(node.path("down")).unwrap();
+    let written = std::fs::metadata(&log).unwrap().len();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let status = node.status();
+        let account = &status["ledger"]["late"];
+        let (delivered, lost) = (
+            account["delivered"]["bytes"].as_u64().unwrap(),
+            account["lost_by_reason"]["drain"]["bytes"]
+                .as_u64()
+                .unwrap_or(0),
+        );
+        if delivered + lost == written {
+            assert!(account["closes"].as_bool().unwrap());
+            break;
+        }
+        assert!(
+            Instant::now() < until,
+            "{delivered} + {lost} of {written}: {status}"
+        );
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }

@@ -178,6 +178,10 @@ fn show(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test that meets the unexpected shall stop there"
+)]
 mod tests {
     use super::*;
 

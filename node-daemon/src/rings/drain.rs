@@ -35,6 +35,8 @@ const TEND: Duration = Duration::from_millis(200);
 const SWEEP: Duration = Duration::from_secs(5);
 /// Wakes in a row without a frame or a message before a ring goes to the penalty box.
 const EMPTY_WAKES: u32 = 100;
+/// Connections of one pod within a penalty's time.
+const CONNECTS: u32 = 20;
 /// How long it stays there.
 const PENALTY: Duration = Duration::from_secs(1);
 /// A stream that was not seen for so long is forgotten.
@@ -63,6 +65,10 @@ pub(super) struct Drain {
     ready: BTreeSet<u64>,
     /// In the penalty box until then.
     boxed: BTreeMap<u64, Duration>,
+    /// How often a pod has connected, since when.
+    connects: BTreeMap<u64, (Duration, u32)>,
+    /// Pods that are not listened to, until then.
+    deaf: BTreeMap<u64, Duration>,
     copy: PrivateCopy,
     tended_at: Duration,
     swept_at: Option<Duration>,
@@ -117,6 +123,8 @@ impl Drain {
             busy: BTreeSet::new(),
             ready: BTreeSet::new(),
             boxed: BTreeMap::new(),
+            connects: BTreeMap::new(),
+            deaf: BTreeMap::new(),
             copy: private_copy(QUANTUM),
             tended_at: Duration::ZERO,
             swept_at: None,
@@ -168,7 +176,7 @@ impl Drain {
         if unsettled {
             wait = wait.min(TEND);
         }
-        for until in self.boxed.values() {
+        for until in self.boxed.values().chain(self.deaf.values()) {
             wait = wait.min(until.saturating_sub(now));
         }
         let ms = wait.as_micros().div_ceil(1_000);
@@ -199,6 +207,7 @@ impl Drain {
                         if pod.accept(&self.around, &mut self.copy) {
                             self.register(id);
                         }
+                        self.rest_if_flooded(id);
                     }
                     SOCKET => match pod.hear(&self.around, &mut self.copy) {
                         Ok(true) => {
@@ -227,6 +236,22 @@ impl Drain {
                     self.fault(id, fault);
                 }
             }
+        }
+    }
+
+    /// A pod that connects without pause is not listened to for a while.
+    fn rest_if_flooded(&mut self, id: u64) {
+        let now = self.around.host.now();
+        let (since, n) = self.connects.entry(id).or_insert((now, 0));
+        if now >= *since + PENALTY {
+            (*since, *n) = (now, 0);
+        }
+        *n += 1;
+        if *n == CONNECTS
+            && let Some(listener) = self.pods.get(&id).and_then(|pod| pod.listener.as_ref())
+        {
+            self.epoll.delete(listener).unwrap_or_default();
+            self.deaf.insert(id, now + PENALTY);
         }
     }
 
@@ -412,6 +437,17 @@ impl Drain {
             self.register_bell(id);
             self.ready.insert(id);
         }
+        let heard_again: Vec<u64> = self
+            .deaf
+            .iter()
+            .filter(|(_, until)| now >= **until)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in heard_again {
+            self.deaf.remove(&id);
+            self.connects.remove(&id);
+            self.listen(id);
+        }
         if now >= self.tended_at + TEND {
             self.tended_at = now;
             let mut faults = Vec::new();
@@ -532,6 +568,14 @@ impl Drain {
             }
         }
         self.pods.retain(|_, pod| !pod.is_over());
+        let Self {
+            pods,
+            connects,
+            deaf,
+            ..
+        } = self;
+        connects.retain(|id, _| pods.contains_key(id));
+        deaf.retain(|id, _| pods.contains_key(id));
     }
 }
 

@@ -54,9 +54,6 @@ pub struct Limits {
     pub held_bytes: usize,
     /// Rings on this node.
     pub rings: usize,
-    /// How long a pod whose shim has ended, and whose socket's folder is still there, may take to come again before
-    /// what was not read counts as lost.
-    pub return_grace: Duration,
     /// The first pause of a pod that broke a rule; doubled each time, up to 5 minutes.
     pub first_pause: Duration,
 }
@@ -67,7 +64,6 @@ impl Default for Limits {
             memory: Memory::Auto,
             held_bytes: 8 * 1024 * 1024,
             rings: 1024,
-            return_grace: Duration::from_secs(60),
             first_pause: Duration::from_secs(1),
         }
     }

@@ -91,8 +91,6 @@ pub(super) struct Pod {
     wants: BTreeMap<WantId, (Wanted, Arc<str>)>,
     workload: Option<Workload>,
     troubles: BTreeMap<u64, Problem>,
-    /// Since when no shim is there that should be.
-    left_at: Option<Duration>,
     /// Its folder is gone: nobody comes again.
     pub(super) removed: bool,
     breaches: u32,
@@ -170,7 +168,6 @@ impl Pod {
             wants: BTreeMap::new(),
             workload: None,
             troubles: BTreeMap::new(),
-            left_at: None,
             removed: false,
             breaches: 0,
             broke_at: Duration::ZERO,
@@ -198,8 +195,8 @@ impl Pod {
     /// Whether time alone may bring something for it.
     pub(super) fn is_unsettled(&self) -> bool {
         match &self.link {
-            None => !self.streams.is_empty(),
-            Some(link) if !link.started => true,
+            None => self.removed && !self.streams.is_empty(),
+            Some(link) if !link.started || !link.out.is_empty() => true,
             Some(_) => self
                 .streams
                 .values()
@@ -241,7 +238,7 @@ impl Pod {
         if self.link.is_some() {
             // What the older one had published is not lost; what is wrong with it counts no more.
             drop(self.drain(around, copy));
-            self.unlink(around);
+            self.unlink();
         }
         self.link = Some(Link {
             socket: end,
@@ -348,9 +345,11 @@ impl Pod {
                 path,
             } => {
                 let want = WantId(want);
-                if !self.wants.contains_key(&want) {
+                let Some((wanted, _)) = self.wants.get(&want) else {
                     return Err(broke("it saw a file that nobody wants of it"));
-                }
+                };
+                // What a pod has that came after the daemon's start is new, however old it is to its shim.
+                let existed = existed && wanted.from_start;
                 let after = after.filter(|key| self.is_mine(*key));
                 self.seen(
                     Seen {
@@ -903,7 +902,6 @@ impl Pod {
         if std::mem::replace(&mut link.looked, true) {
             return;
         }
-        self.left_at = None;
         // What it has not found again will not be written to by anyone.
         let lost: Vec<StreamKey> = self
             .streams
@@ -928,11 +926,8 @@ impl Pod {
 
     /// Gives up what can be had no more. To be called now and then while no shim, or not the stream's, is there.
     pub(super) fn give_up(&mut self, around: &Around) {
-        let now = around.host.now();
-        let is_over = match (&self.link, self.left_at) {
-            (None, Some(at)) => self.removed || now >= at + around.limits.return_grace,
-            _ => false,
-        };
+        // While its folder is there its shim may come again, and find its files.
+        let is_over = self.removed && self.link.is_none();
         let keys: Vec<StreamKey> = self
             .streams
             .iter()
@@ -1216,13 +1211,11 @@ impl Pod {
             self.last_error = Some(reason);
             self.tell_problems(around);
         }
-        self.unlink(around);
+        self.unlink();
     }
 
-    fn unlink(&mut self, around: &Around) {
-        if self.link.take().is_some() {
-            self.left_at = Some(around.host.now());
-        }
+    fn unlink(&mut self) {
+        self.link = None;
         for one in self.streams.values_mut() {
             one.file.unlink();
             one.is_told = false;
@@ -1233,7 +1226,6 @@ impl Pod {
     pub(super) fn remove(&mut self, around: &Around) {
         self.removed = true;
         self.listener = None;
-        self.left_at.get_or_insert(around.host.now());
         drop(around.heard.send(Heard::Gone {
             runtime: Runtime::Shim,
             id: self.owner.to_string(),

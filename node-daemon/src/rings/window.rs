@@ -53,6 +53,8 @@ struct Window {
     lane: Option<u32>,
     limit: u64,
     ahead: u64,
+    /// How far it was read by whoever read furthest.
+    read_to: u64,
     read_at: Instant,
     counted: Counted,
 }
@@ -264,6 +266,7 @@ impl RingFile {
             lane: Some(lane),
             limit,
             ahead: AHEAD,
+            read_to: start,
             read_at: Instant::now(),
             counted,
         });
@@ -291,10 +294,16 @@ impl RingFile {
     /// Whether any of these readers has something to read here, or stands at the end.
     pub(super) fn has_for_one(&self, needs: &[Need]) -> bool {
         let inner = self.inner.lock();
-        let here = |need: &Need| {
-            need.read >= inner.stat.size || inner.windows.iter().any(|w| w.holds(need.read))
+        let here = |window: &Window, at: u64| {
+            let rest = usize::try_from(at - window.start).unwrap_or(usize::MAX);
+            let mut rest = window.bytes.iter().skip(rest);
+            // A line whose end will not come, and that was looked at, is nothing to read.
+            window.read_to < window.end() || rest.any(|byte| *byte == b'\n')
         };
-        needs.iter().any(here)
+        needs.iter().any(|need| {
+            let mut windows = inner.windows.iter().filter(|w| w.holds(need.read));
+            need.read >= inner.stat.size || windows.any(|window| here(window, need.read))
+        })
     }
 
     /// Whether nothing but what is here is missing to anyone.
@@ -376,6 +385,7 @@ impl LogFile for RingFile {
                 let from = (at + from_first) - first.len();
                 buffer[from_first..n].copy_from_slice(&second[from..from + n - from_first]);
             }
+            window.read_to = window.read_to.max(offset + n as u64);
             window.read_at = Instant::now();
             asks = window.lane.is_some() && offset + n as u64 + AHEAD / 2 >= window.limit;
             result = Ok(n);

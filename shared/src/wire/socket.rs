@@ -60,9 +60,24 @@ pub fn listen_at(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     }
     let listener = endpoint()?;
     addressed(path, |address| Ok(bind(listener.as_raw_fd(), address)?))?;
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    open_to(path, mode)?;
     listen(&listener, Backlog::new(8)?)?;
     Ok(listener)
+}
+
+/// Sets a socket's mode. Whoever may write its folder may have put a link in its place: what is changed is looked at
+/// first, by its descriptor, and is a socket or nothing.
+fn open_to(path: &Path, mode: u32) -> io::Result<()> {
+    use nix::sys::stat::{Mode, SFlag, fstat};
+    let flags =
+        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_CLOEXEC;
+    let node = nix::fcntl::open(path, flags, Mode::empty())?;
+    let kind = SFlag::from_bits_truncate(fstat(&node)?.st_mode) & SFlag::S_IFMT;
+    if kind != SFlag::S_IFSOCK {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    }
+    let itself = Path::new("/proc/self/fd").join(node.as_raw_fd().to_string());
+    std::fs::set_permissions(itself, std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
 
 /// The next peer that waits at a listening socket, if any.
