@@ -105,6 +105,11 @@ struct Man {
 
 /// Runs what the arguments ask for.
 pub fn run_arguments(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // The shim of the demo: the same code as `ringpilot-shim`, in a process of its own.
+    if arguments.get(1).is_some_and(|argument| argument == "shim") {
+        return ringpilot_shim::command(arguments.into_iter().skip(2));
+    }
     let done = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command.run(),
         Err(error) if !error.use_stderr() => {

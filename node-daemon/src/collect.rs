@@ -121,6 +121,13 @@ impl Collector {
         Ok(told.collect::<Vec<_>>().concat())
     }
 
+    /// The declaration that a want is of.
+    #[must_use]
+    pub fn name_of(&self, want: WantId) -> Arc<str> {
+        let spec = self.pipeline.spec_of(want);
+        spec.map_or_else(|| "".into(), |spec| Arc::clone(&spec.name))
+    }
+
     /// Takes one thing that was heard; what the follower is to be told.
     pub fn heard(&mut self, heard: Heard) -> Vec<Follow> {
         match heard {
@@ -399,7 +406,11 @@ impl Collector {
                     .as_ref()
                     .map(|pod| pod.namespace.clone())
                     .unwrap_or_default(),
-                via: if is_stdout { "stdout" } else { "file" },
+                via: match workload.runtime {
+                    _ if is_stdout => "stdout",
+                    Runtime::Shim => "ring",
+                    _ => "file",
+                },
                 way: way(workload, &declaration.what),
             },
         };

@@ -18,7 +18,8 @@ use crate::control::tap::Taps;
 use crate::discover::{self, Heard, Runtime, Workload};
 use crate::pipeline::{Pipeline, Turn};
 use crate::problem::{Problem, Problems};
-use crate::settings::Settings;
+use crate::rings::{self, Rings};
+use crate::settings::{Mode, Settings};
 use crate::ship::Verdict;
 use crate::ship::dead_letter::DeadLetterFiles;
 
@@ -53,6 +54,8 @@ pub struct Daemon {
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
+    /// The rings of shims, where they are used.
+    pub rings: Option<Rings>,
     threads: Vec<JoinHandle<()>>,
     runtime: tokio::runtime::Runtime,
 }
@@ -116,6 +119,10 @@ pub struct Parts {
     pub runtime: tokio::runtime::Runtime,
     /// Workloads that no runtime tells of.
     pub workloads: Vec<Workload>,
+    /// Streams of shims' files that the checkpoint knows, by owner.
+    pub ring_streams: Vec<(String, KnownStream)>,
+    /// How rings are kept; none are where `None`.
+    pub rings: Option<rings::Limits>,
     /// Looks up the environment.
     pub variable: fn(&str) -> Option<String>,
     /// Random: stream ids.
@@ -138,6 +145,8 @@ impl Daemon {
             problems,
             runtime,
             workloads,
+            ring_streams,
+            rings: limits,
             variable,
             seed,
         } = parts;
@@ -147,6 +156,22 @@ impl Daemon {
             Arc::new(AtomicBool::new(false)),
         );
         let mut threads = Vec::new();
+        let (mut rings, mut told_by_rings) = (None, None);
+        if let Some(limits) = limits.filter(|_| settings.discover.rings.mode != Mode::Off) {
+            let parts = rings::Parts {
+                dir: settings.discover.rings.dir.clone(),
+                limits,
+                host: Arc::clone(&host),
+                pipeline: Arc::clone(&pipeline),
+                problems: Arc::clone(&problems),
+                known: ring_streams,
+                prefix: settings.label_prefixes.first().cloned().unwrap_or_default(),
+            };
+            let (started, heard, thread) =
+                Rings::start(parts).map_err(|error| format!("rings cannot be drained: {error}"))?;
+            threads.push(thread);
+            (rings, told_by_rings) = (Some(started), Some(heard));
+        }
         let mut spawn = |name: &str, body: Box<dyn FnOnce() + Send>| -> Result<(), String> {
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
@@ -186,6 +211,7 @@ impl Daemon {
                 (Arc::clone(&pipeline), Arc::clone(&stop), Arc::clone(&host));
             let (looked, problems) = (Arc::clone(&looked), Arc::clone(&problems));
             let (wakes, ready) = (wakes.clone(), Arc::clone(&ready));
+            let rings = rings.clone();
             spawn(
                 "follow",
                 Box::new(move || {
@@ -199,6 +225,7 @@ impl Daemon {
                         ready,
                         looked,
                         problems,
+                        rings,
                     };
                     follow.run();
                 }),
@@ -237,12 +264,13 @@ impl Daemon {
             collector,
             heard,
             reconfigured,
-            commands,
-            wakes,
+            rings.clone().zip(told_by_rings),
+            ToFollower { commands, wakes },
             expected,
             Arc::clone(&ready),
         ));
         Ok(Self {
+            rings,
             pipeline,
             problems,
             settings,
@@ -306,6 +334,9 @@ impl Daemon {
             std::thread::park_timeout(Duration::from_millis(20));
         }
         self.stop.store(true, Ordering::Release);
+        if let Some(rings) = &self.rings {
+            rings.stop();
+        }
         if let Some(wakes) = self.pipeline.follower.get() {
             wakes.wake();
         }
@@ -373,6 +404,7 @@ struct FollowThread {
     ready: Arc<AtomicBool>,
     looked: Arc<AtomicBool>,
     problems: Arc<Problems>,
+    rings: Option<Rings>,
 }
 
 impl FollowThread {
@@ -388,7 +420,10 @@ impl FollowThread {
                     Follow::Unwant(want) => self.follower.unwant(want),
                 }
             }
-            let (suspects, released) = self.pipeline.for_follower();
+            let (mut suspects, mut released) = self.pipeline.for_follower();
+            if let Some(rings) = &self.rings {
+                rings.take(&mut suspects, &mut released);
+            }
             let positions: &dyn Positions = &*self.pipeline;
             let events = self.follower.look(woken, &suspects, &released, positions);
             for event in &events {
@@ -513,30 +548,49 @@ async fn ship(
     }
 }
 
+/// How the thread that follows is told.
+struct ToFollower {
+    commands: mpsc::Sender<Follow>,
+    wakes: Option<Arc<dyn Wakes>>,
+}
+
+impl ToFollower {
+    fn wake(&self) {
+        if let Some(wakes) = &self.wakes {
+            wakes.wake();
+        }
+    }
+}
+
 /// Takes what is heard to the follower.
 async fn collect(
     mut collector: Collector,
     mut heard: tokio::sync::mpsc::Receiver<Heard>,
     mut reconfigured: tokio::sync::mpsc::Receiver<Reconfigure>,
-    commands: mpsc::Sender<Follow>,
-    wakes: Option<Arc<dyn Wakes>>,
+    mut rings: Option<(Rings, tokio::sync::mpsc::UnboundedReceiver<Heard>)>,
+    follower: ToFollower,
     mut expected: Vec<Runtime>,
     ready: Arc<AtomicBool>,
 ) {
     let late = tokio::time::sleep(FIRST_LISTS);
     tokio::pin!(late);
-    let (mut is_started, mut hears) = (false, true);
+    let mut is_started = false;
     loop {
         if !is_started && expected.is_empty() {
             is_started = true;
             collector.started();
             ready.store(true, Ordering::Release);
-            if let Some(wakes) = &wakes {
-                wakes.wake();
-            }
+            follower.wake();
         }
+        let by_ring = async {
+            match &mut rings {
+                Some((_, told)) => told.recv().await,
+                None => None,
+            }
+        };
         let one = tokio::select! {
-            one = heard.recv(), if hears => one,
+            Some(one) = heard.recv() => one,
+            Some(one) = by_ring => one,
             () = &mut late, if !is_started => {
                 // A runtime that does not answer keeps nobody from collecting the others.
                 expected.clear();
@@ -551,23 +605,25 @@ async fn collect(
                     Ok(told) => {
                         for follow in told {
                             tracing::debug!("{follow}");
-                            drop(commands.send(follow));
+                            let follow = match &rings {
+                                Some((rings, _)) => {
+                                    rings.follow(follow, |wanted| collector.name_of(wanted.want))
+                                }
+                                None => Some(follow),
+                            };
+                            let ended = follow.is_some_and(|follow| follower.commands.send(follow).is_err());
+                            if ended {
+                                return;
+                            }
                         }
                     }
                     Err(problem) => tracing::error!("{problem}"),
                 }
-                if let Some(wakes) = &wakes {
-                    wakes.wake();
-                }
+                follower.wake();
                 // Who asked may have gone.
                 done.send(()).ok();
                 continue;
             }
-        };
-        let Some(one) = one else {
-            // No runtime is left to be heard; another configuration may still come.
-            hears = false;
-            continue;
         };
         if let Heard::Listed(runtime) = one
             && let Some(at) = expected.iter().position(|expected| *expected == runtime)
@@ -575,15 +631,27 @@ async fn collect(
             expected.swap_remove(at);
         }
         let mut told = false;
+        let shim = match &one {
+            Heard::Here(workload) if workload.runtime == Runtime::Shim => Some(workload.id.clone()),
+            _ => None,
+        };
         for follow in collector.heard(one) {
             tracing::debug!("{follow}");
+            let follow = match &rings {
+                Some((rings, _)) => rings.follow(follow, |wanted| collector.name_of(wanted.want)),
+                None => Some(follow),
+            };
+            let Some(follow) = follow else { continue };
             told = true;
-            if commands.send(follow).is_err() {
+            if follower.commands.send(follow).is_err() {
                 return;
             }
         }
-        if told && let Some(wakes) = &wakes {
-            wakes.wake();
+        if let (Some(owner), Some((rings, _))) = (shim, &rings) {
+            rings.declared(&owner);
+        }
+        if told {
+            follower.wake();
         }
     }
 }

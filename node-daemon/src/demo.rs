@@ -4,11 +4,13 @@
 
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringpilot_shared::host::{Host, RealHost};
 
 use crate::cli::said;
@@ -60,7 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
             "name a folder that may be written with `--dir`",
         )
     };
-    for folder in ["web", "service", "records"] {
+    for folder in ["web", "service", "vault", "rings/vault", "records"] {
         std::fs::create_dir_all(dir.join(folder)).map_err(unusable)?;
     }
     crate::run::log_to_stderr();
@@ -75,7 +77,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
     let mut threads = Vec::new();
     let mut writers = Vec::new();
     type Line = fn(u64, i64) -> String;
-    let kinds: [(&str, &str, PathBuf, Line); 2] = [
+    let shim = shim(&dir)?;
+    let kinds: [(&str, &str, PathBuf, Line); 3] = [
         (
             "web",
             "an nginx access file",
@@ -87,6 +90,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
             "JSON on stdout, as containerd writes it",
             dir.join("service/0.log"),
             cri_line,
+        ),
+        (
+            "vault",
+            "a file that only its shim can read, over the ring",
+            dir.join("vault/audit.log"),
+            audit_line,
         ),
     ];
     for (name, what, path, line) in kinds {
@@ -126,6 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
         std::thread::park_timeout(Duration::from_millis(50));
     }
     screen.show(&pipeline, &writers, host.now() - started)?;
+    written_all &= end(shim);
     let clean = daemon.stop(Duration::from_secs(10), &*host);
     let (ledger, in_flight) = pipeline.look(|view| view.ledger(0));
     let ledger = ledger.since(&before[0]);
@@ -152,9 +162,10 @@ fn settings(dir: &Path) -> Result<Settings, Fault> {
     let quoted = |text: String| serde_json::Value::from(text).to_string();
     let yaml = format!(
         "node_name: demo\ndata_dir: {}\nhttp: none\nhost_root: /\n\
-         discover: {{docker: false, cri: false, rings: false}}\n\
+         discover: {{docker: false, cri: false, rings: {{dir: {}}}}}\n\
          outputs: {{records: {{type: file, path: {}}}}}\n",
         quoted(at("data")),
+        quoted(at("rings")),
         quoted(at("records/{target}.ndjson")),
     );
     Settings::from_yaml(&yaml, &|_| None).map_err(|problems| {
@@ -217,6 +228,40 @@ fn service(dir: &Path) -> Workload {
     }
 }
 
+/// The shim of a restricted pod: this program, as `ringpilot-shim` would run beside the workload. The folder of its
+/// socket is who it is.
+fn shim(dir: &Path) -> Result<Child, Fault> {
+    let refused = |error: std::io::Error| {
+        Fault::new(
+            format!("the shim cannot be started: {error}"),
+            "let this program run itself",
+        )
+    };
+    Command::new(std::env::current_exe().map_err(refused)?)
+        .arg("shim")
+        .arg("--socket")
+        .arg(dir.join("rings/vault/s"))
+        .arg(format!("audit={}", dir.join("vault/*.log").display()))
+        .env("aliyun_logs_audit_format", "json")
+        .env("aliyun_logs_audit_tags", "tier=restricted")
+        .spawn()
+        .map_err(refused)
+}
+
+/// Ends the shim as a pod's end would; whether it says that everything was handed over.
+fn end(mut shim: Child) -> bool {
+    let pid = i32::try_from(shim.id()).map(Pid::from_raw);
+    let told = pid.is_ok_and(|pid| kill(pid, Signal::SIGTERM).is_ok());
+    told && shim.wait().is_ok_and(|status| status.success())
+}
+
+fn audit_line(n: u64, _now_ns: i64) -> String {
+    format!(
+        "{{\"audit\":{n},\"who\":\"operator-{}\",\"did\":\"open\"}}\n",
+        n % 7
+    )
+}
+
 fn access_line(n: u64, now_ns: i64) -> String {
     let at = jiff::Timestamp::from_nanosecond(i128::from(now_ns)).unwrap_or_default();
     format!(
@@ -239,7 +284,7 @@ fn cri_line(n: u64, now_ns: i64) -> String {
     format!("{at} stdout F {text}\n")
 }
 
-/// Writes lines at a rate; the access log is rotated by rename every two seconds, as logrotate would.
+/// Writes lines at a rate; a file that is no runtime's is rotated by rename every two seconds, as logrotate would.
 fn write(
     path: &Path,
     line: fn(u64, i64) -> String,
@@ -269,7 +314,10 @@ fn write(
         }
         file.flush()?;
         counted.store(n, Ordering::Release);
-        if path.ends_with("access.log") && now >= rotated + Duration::from_secs(2) {
+        if path.extension().is_some_and(|kind| kind == "log")
+            && !path.ends_with("0.log")
+            && now >= rotated + Duration::from_secs(2)
+        {
             rotated = now;
             turn += 1;
             std::fs::rename(path, path.with_extension(format!("log.{turn}")))?;
@@ -351,7 +399,7 @@ fn tell(ledger: &Ledger, in_flight: u64, written: u64, dir: &Path) -> Result<(),
         ledger.filtered.bytes,
         ledger.lost_total().bytes,
     )))?;
-    for target in ["access", "orders"] {
+    for target in ["access", "orders", "audit"] {
         let path = dir.join("records").join(format!("{target}.ndjson"));
         let first = std::fs::read_to_string(&path)
             .ok()

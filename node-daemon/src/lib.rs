@@ -10,6 +10,8 @@ pub mod collect;
 
 pub mod follow;
 
+pub mod rings;
+
 pub mod decode;
 
 pub mod parse;

@@ -2,7 +2,7 @@
 //! Place: a command; opens what a daemon is made of, in the order in which one needs the other.
 //! Invariant: it always starts: what is damaged, locked, missing or unreachable is told and tried again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +22,7 @@ use crate::daemon::{Daemon, Parts, host_root};
 use crate::ledger::Ledger;
 use crate::pipeline::{Known, OutputPlan, Pipeline, Plan};
 use crate::problem::Problems;
+use crate::rings;
 use crate::say::{self, Fault};
 use crate::settings::{Settings, show_size};
 use crate::ship::{self, dead_letter::DeadLetterFiles, retry::Shipper};
@@ -175,7 +176,10 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
         once,
         outputs,
     };
-    let (known, streams) = known(loaded, &settings);
+    let ring_streams = rings::known(&loaded);
+    let (known, mut streams) = known(loaded, &settings);
+    let of_shims: HashSet<_> = ring_streams.iter().map(|(_, stream)| stream.key).collect();
+    streams.retain(|stream| !of_shims.contains(&stream.key));
     let before = settings
         .outputs
         .iter()
@@ -197,6 +201,8 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
         known,
         seed,
     );
+    let memory_budget = settings.memory_budget;
+    let memory = settings.discover.rings.memory;
     Ok(Opened {
         parts: Parts {
             host_root: host_root(&settings),
@@ -208,6 +214,13 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
             problems,
             runtime,
             workloads: Vec::new(),
+            ring_streams,
+            // What a shim reads has no end of its own to be read to once.
+            rings: (!once).then(|| rings::Limits {
+                held_bytes: memory_budget / 4,
+                memory,
+                ..rings::Limits::default()
+            }),
             variable: |name| std::env::var(name).ok(),
             seed: seed ^ 0x5eed,
         },

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringpilot_shared::follow::identity::TAIL_BYTES;
 use ringpilot_shared::follow::{Copy, Event, Identity, Seen, StreamKey};
 use ringpilot_shared::host::{Host, LogFile, Stat};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{OutputPlan, State, Want, day_of};
+use super::{Need, OutputPlan, State, Want, day_of};
 use crate::checkpoint::{FlowKey, SavedFlow};
 use crate::declare::StartAt;
 use crate::flow::{Earlier, Flow, FlowTurn, Held, Position};
@@ -523,6 +524,46 @@ impl State {
         // Where a tail is not known nothing can be proven: another flow's, if there is one.
         open.chain(known)
             .max_by_key(|(offset, tail)| (*offset, *tail != 0))
+    }
+
+    pub(super) fn needs(&self, stream: StreamKey) -> (Vec<Need>, Option<u64>) {
+        let of = |key: StreamKey| {
+            let numbers = self.by_stream.get(&key).into_iter().flatten();
+            numbers.filter_map(|number| self.sources.get(number))
+        };
+        let before = |held: &Held| match &held.earlier {
+            None => Some(held.from),
+            Some(_) => None,
+        };
+        let mut needs = Vec::new();
+        let mut settled: Option<u64> = None;
+        for source in of(stream) {
+            for flow in &source.flows {
+                let first = flow.cursor.held.iter().filter_map(before).min();
+                let done = first.unwrap_or(u64::MAX).min(flow.cursor.offset);
+                settled = Some(settled.map_or(done, |least| least.min(done)));
+                if flow.turn == FlowTurn::Done {
+                    continue;
+                }
+                let tail = flow.read.offset.saturating_sub(TAIL_BYTES as u64);
+                let held = flow.read.held.iter().filter_map(before).min();
+                needs.push(Need {
+                    from: held.unwrap_or(tail).min(tail),
+                    read: flow.read.offset,
+                });
+            }
+            for next in source.successor.into_iter().flat_map(of) {
+                let held = next.flows.iter().flat_map(|flow| flow.read.held.iter());
+                needs.extend(held.filter_map(|held| {
+                    let earlier = held.earlier.as_ref()?;
+                    (earlier.stream == stream).then_some(Need {
+                        from: held.from,
+                        read: held.to,
+                    })
+                }));
+            }
+        }
+        (needs, settled)
     }
 
     pub(super) fn read_by_all(&self, stream: StreamKey) -> Option<u64> {

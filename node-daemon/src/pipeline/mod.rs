@@ -34,7 +34,7 @@ use crate::control::tap::Whose;
 use crate::declare::StartAt;
 use crate::flow::FlowTurn;
 use crate::follow::{Source, Spec};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Lost};
 use crate::ship::dead_letter::{DeadLetters, Kept, Letter};
 use crate::ship::retry::{Attempt, Refusal, Shipper};
 use crate::ship::{Output, Verdict};
@@ -176,6 +176,15 @@ pub struct Totals {
     pub read_lines: u64,
     /// Slices worked.
     pub slices: u64,
+}
+
+/// Where a flow reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// The first byte that its next read wants.
+    pub from: u64,
+    /// How far it has read.
+    pub read: u64,
 }
 
 /// What a step of a worker came to.
@@ -683,6 +692,33 @@ impl Pipeline {
         }
         drop(state);
         self.work.notify_all();
+    }
+
+    /// Where each flow of a stream stands that still reads it, those of its successor that continue its last group
+    /// included; and the offset up to which every flow has settled it.
+    #[must_use]
+    pub fn needs(&self, stream: StreamKey) -> (Vec<Need>, Option<u64>) {
+        self.state.lock().needs(stream)
+    }
+
+    /// Whose an open stream is.
+    #[must_use]
+    pub fn owner_of(&self, stream: StreamKey) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        let number = state.by_stream.get(&stream)?.first()?;
+        Some(Arc::clone(&state.sources.get(number)?.spec().owner))
+    }
+
+    /// Counts as lost what is not read of a stream that cannot be read any more.
+    pub fn give_up(&self, stream: StreamKey, reason: Lost) {
+        self.state.lock().give_up(stream, reason);
+        self.work.notify_all();
+    }
+
+    /// What bytes in memory are counted in.
+    #[must_use]
+    pub fn budget(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.budget)
     }
 
     /// Looks at everything, for the status page and the metrics.

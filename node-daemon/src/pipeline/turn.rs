@@ -320,7 +320,11 @@ impl State {
                     flow.stuck_at = Some(at_end.size);
                     flow.turn = FlowTurn::Quiet;
                     flow.deficit = 0;
-                    if source.stat.size > at_end.size && !source.finished {
+                    let is_here = job.file.has_arrived(at_end.size);
+                    if source.stat.size > at_end.size && !is_here {
+                        // The rest is on its way through a ring; a change tells when it has come.
+                        flow.stuck_at = None;
+                    } else if source.stat.size > at_end.size && !source.finished {
                         // It grew meanwhile.
                         flow.stuck_at = None;
                         flow.turn = FlowTurn::Queued;
@@ -328,6 +332,14 @@ impl State {
                     }
                 }
                 Outcome::Truncated => flow.turn = FlowTurn::Quiet,
+                Outcome::Failed(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    flow.turn = FlowTurn::Quiet;
+                    if job.file.has_arrived(job.position.offset) {
+                        // It has come since.
+                        flow.turn = FlowTurn::Queued;
+                        self.queue.push_back((number, *n));
+                    }
+                }
                 Outcome::Failed(error) => {
                     source.trouble = Some(error.to_string());
                     flow.turn = FlowTurn::Later;

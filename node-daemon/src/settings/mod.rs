@@ -175,6 +175,8 @@ pub struct RingSettings {
     pub mode: Mode,
     /// Where each pod's socket is made.
     pub dir: PathBuf,
+    /// Which memory rings are made of.
+    pub memory: crate::rings::Memory,
 }
 
 impl Default for RingSettings {
@@ -182,6 +184,7 @@ impl Default for RingSettings {
         Self {
             mode: Mode::Auto,
             dir: "/var/lib/ringpilot/rings".into(),
+            memory: crate::rings::Memory::Auto,
         }
     }
 }
@@ -550,6 +553,7 @@ struct CriWritten {
 #[serde(default, deny_unknown_fields)]
 struct RingsWritten {
     dir: Option<PathBuf>,
+    memory: Option<crate::rings::Memory>,
 }
 
 /// `auto`, `true`, `false`, or settings.
@@ -898,6 +902,7 @@ impl DiscoverWritten {
             rings: RingSettings {
                 mode: rings_mode,
                 dir: rings.dir.unwrap_or(default_rings.dir),
+                memory: rings.memory.unwrap_or(default_rings.memory),
             },
         }
     }

@@ -22,7 +22,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The states that a ring may be in.
-const RING_STATES: [&str; 3] = ["connected", "draining", "poisoned"];
+const RING_STATES: [&str; 4] = ["connected", "draining", "poisoned", "waiting"];
 
 /// What the kernel says of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -235,7 +235,7 @@ fn families<Sources>(snapshot: &Snapshot<Sources>) -> Vec<Family> {
             None,
             "Frames taken from the shims' rings",
         )
-        .with(&[], 0),
+        .with(&[], snapshot.ring_frames),
     );
     let mut rings = Family::gauge("ringpilot_rings", None, "Rings of shims by state");
     for state in RING_STATES {

@@ -26,6 +26,7 @@ use crate::follow::{Source as Followed, Spec};
 use crate::ledger::{Ledger, Lost, Tally};
 use crate::pipeline::{Pipeline, Totals, View};
 use crate::problem::{Problem, Problems};
+use crate::rings::{RingStatus, Rings};
 
 /// Everything at one moment: the shape of `/api/status`. `Sources` is a list of [`Source`], or what serializes to one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +53,9 @@ pub struct Snapshot<Sources = Vec<Source>> {
     pub outputs: Vec<Output>,
     /// Every ring.
     pub rings: Vec<Ring>,
+    /// Frames taken from rings since the daemon started.
+    #[serde(default)]
+    pub ring_frames: u64,
     /// What is wrong, and what to do.
     pub problems: Vec<Problem>,
     /// How the checkpoint fares.
@@ -261,8 +265,23 @@ pub struct Output {
 pub struct Ring {
     /// Whose it is.
     pub pod: String,
-    /// What it is doing.
+    /// What it is doing: `waiting` for its shim, `connected`, `draining`, or `poisoned`.
     pub state: String,
+    /// Files of it that are known.
+    #[serde(default)]
+    pub files: usize,
+    /// Log bytes taken since the daemon started.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Frames that they came in.
+    #[serde(default)]
+    pub frames: u64,
+    /// Bytes of it in the daemon's memory.
+    #[serde(default)]
+    pub held_bytes: usize,
+    /// Why its ring was last dropped.
+    #[serde(default)]
+    pub last_error: Option<String>,
 }
 
 /// How the checkpoint fares.
@@ -309,6 +328,19 @@ pub struct Status {
     node: String,
     per_container: bool,
     started: Duration,
+    rings: Option<Rings>,
+}
+
+fn ring(ring: RingStatus) -> Ring {
+    Ring {
+        pod: ring.pod,
+        state: ring.state.to_owned(),
+        files: ring.files,
+        bytes: ring.bytes,
+        frames: ring.frames,
+        held_bytes: ring.held_bytes,
+        last_error: ring.last_error,
+    }
 }
 
 /// Sources as they were copied: made into text one by one, while they are written.
@@ -379,6 +411,7 @@ impl Status {
             daemon.readiness(),
             &settings.node_name,
             settings.per_container_metrics,
+            daemon.rings.clone(),
         )
     }
 
@@ -390,6 +423,7 @@ impl Status {
         ready: Arc<AtomicBool>,
         node: &str,
         per_container: bool,
+        rings: Option<Rings>,
     ) -> Arc<Self> {
         let started = pipeline.look(|view| view.now);
         Arc::new(Self {
@@ -399,6 +433,7 @@ impl Status {
             node: node.to_owned(),
             per_container,
             started,
+            rings,
         })
     }
 
@@ -460,7 +495,13 @@ impl Status {
                 .filter(|(_, removed)| !**removed)
                 .map(|((shown, _), _)| shown)
                 .collect(),
-            rings: Vec::new(),
+            rings: self
+                .rings
+                .iter()
+                .flat_map(Rings::status)
+                .map(ring)
+                .collect(),
+            ring_frames: self.rings.as_ref().map_or(0, Rings::frames),
             problems,
             checkpoint: looked.checkpoint,
             read: Read {

@@ -142,6 +142,7 @@ fn by_hand() -> Snapshot {
             output("es", "elasticsearch", "effectively-once", Some(refused)),
         ],
         rings: Vec::new(),
+        ring_frames: 0,
         problems: vec![
             problem(
                 "shop/web-7d4f (nginx), log `errors`",
@@ -306,6 +307,7 @@ fn a_foreign_host_or_origin_is_refused_and_the_page_cannot_be_framed() {
         Arc::clone(&ready),
         "node-1",
         false,
+        None,
     );
     let loopback = http::guarded(http::router(Arc::clone(&status)), "127.0.0.1:9210");
     let open = http::guarded(http::router(Arc::clone(&status)), "0.0.0.0:9210");

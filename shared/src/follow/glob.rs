@@ -93,6 +93,7 @@ pub struct WalkError {
 /// takes the meaning from what follows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
+    text: std::sync::Arc<str>,
     parts: Vec<Part>,
     literal_dir: PathBuf,
     /// How many parts that has.
@@ -171,10 +172,17 @@ impl Pattern {
             literal += 1;
         }
         Ok(Self {
+            text: text.into(),
             parts,
             literal_dir,
             literal,
         })
+    }
+
+    /// The path as it was declared.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The longest directory above everything that it means: it has no wildcard.

@@ -270,6 +270,10 @@ impl Wakes for Inotify {
         woken
     }
 
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        Some(std::os::fd::AsFd::as_fd(&self.inotify))
+    }
+
     fn wake(&self) {
         // It fails only when it has been rung 2^64 times and not heard.
         self.bell.write(1).unwrap_or_default();

@@ -68,6 +68,11 @@ pub trait Wakes: Send + Sync + std::fmt::Debug {
     fn wait(&self, timeout: Duration) -> Woken;
     /// Ends the present [`Wakes::wait`], or the next.
     fn wake(&self);
+    /// What becomes readable when something has changed, for those that wait on more than this; `None` where only
+    /// [`Wakes::wait`] waits.
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// A watch of a [`Wakes`]; never used twice.
@@ -123,6 +128,11 @@ pub trait LogFile: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As the file system gives them.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+    /// Whether a read at `offset` would give what is there. Of a file that is read through a ring the bytes may still be
+    /// on their way: its reads then give 0 or `WouldBlock`, and a change is told when they have come.
+    fn has_arrived(&self, _offset: u64) -> bool {
+        true
+    }
 }
 
 /// What a file is at one moment.

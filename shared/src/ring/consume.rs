@@ -21,6 +21,17 @@ use crate::wire::frame::{
     read_mark,
 };
 
+/// Private memory to drain into, aligned as archives want it.
+pub type PrivateCopy = rkyv::util::AlignedVec<64>;
+
+/// A private copy of `bytes` bytes.
+#[must_use]
+pub fn private_copy(bytes: usize) -> PrivateCopy {
+    let mut copy = PrivateCopy::with_capacity(bytes);
+    copy.resize(bytes, 0);
+    copy
+}
+
 /// How the daemon reaches the shared words, and the file under the data.
 #[derive(Debug)]
 pub struct DaemonMemory {

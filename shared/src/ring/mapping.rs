@@ -122,6 +122,14 @@ impl Mapping {
     }
 }
 
+/// Owns a descriptor that the kernel has just made for this process: by `accept4`, or out of a received message.
+pub(crate) fn adopt(fd: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: both callers (`wire::socket`) pass what a successful system call returned a moment ago as a new
+    // descriptor of this process, each once, so it is open and nobody else closes it.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}
+
 fn long_enough(file: &std::fs::File, len: usize) -> std::io::Result<()> {
     // A sealed memfd cannot shrink afterwards; for any other file a later truncation is its owner's SIGBUS.
     if len == 0 || file.metadata()?.len() < len as u64 {

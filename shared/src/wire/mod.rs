@@ -7,6 +7,8 @@ pub mod frame;
 
 pub mod handshake;
 
+pub mod socket;
+
 /// The protocol's major version: offsets, header and message layouts are fixed within it.
 pub const VERSION: u16 = 1;
 
@@ -16,8 +18,8 @@ pub const SCHEMA: u64 = 0x5249_4e47_0001_0001;
 /// Longest message on the node's socket, in bytes.
 pub const MESSAGE_LIMIT: usize = 1024;
 
-/// Longest path, name or value a shim may send, in bytes. A longer path is told as a problem and not followed.
-pub const STRING_LIMIT: usize = 900;
+/// Longest path, name or part of a value in a message, in bytes. A longer path is told as a problem and not followed.
+pub const STRING_LIMIT: usize = 720;
 
 /// Files one pod may have open in its rings at once.
 pub const FILES_LIMIT: usize = 1024;

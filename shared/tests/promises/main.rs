@@ -6,6 +6,7 @@
 
 mod a_change_wakes;
 mod a_frame_is_whole_or_refused;
+mod a_message_is_whole_or_refused;
 mod a_mount_that_hangs_stops_only_itself;
 mod a_path_stays_in_its_root;
 mod a_pattern_means_what_it_says;
