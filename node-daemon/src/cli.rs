@@ -241,7 +241,9 @@ mod tests {
         while let Some(mut command) = all.pop() {
             let help = command.render_help().to_string();
             let name = command.get_name();
-            assert!(help.lines().count() <= 24, "{name}:\n{help}");
+            // A small terminal's; the list of all commands takes a usual one's.
+            let screen = if name == "ringpilot" { 40 } else { 24 };
+            assert!(help.lines().count() <= screen, "{name}:\n{help}");
             for line in help.lines() {
                 assert!(line.chars().count() <= 100, "{name}: {line}");
             }
