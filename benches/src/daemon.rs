@@ -31,7 +31,11 @@ pub(crate) struct Daemon {
 pub(crate) fn program(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     // Tests run one folder deeper.
-    let beside = [own.with_file_name("ringpilot"), own.join("../../ringpilot")];
+    let folder = own.parent().unwrap_or(&own);
+    let beside = [
+        own.with_file_name("ringpilot"),
+        folder.with_file_name("ringpilot"),
+    ];
     let found = match asked {
         Some(asked) => Some(asked.to_owned()),
         None => beside.iter().find(|path| path.exists()).cloned(),
