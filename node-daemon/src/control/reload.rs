@@ -29,7 +29,7 @@ use crate::ship::{self, Output};
 /// How long an output's last writes are waited for before another takes its files over.
 const QUIET_WITHIN: Duration = Duration::from_secs(20);
 
-/// Let the running daemon read its configuration again, with no pause for what is the same.
+/// Give the daemon its new configuration, with no pause for what is the same.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit code: 0 done, 1 no daemon answers, 2 the configuration is refused.\n\nExample:\n  \
