@@ -32,7 +32,7 @@ const WAITING: usize = 512;
 /// Taps at a time.
 const TAPS: usize = 8;
 
-/// Show records as they leave, live; what is above the rate, or not read in time, is left out and counted.
+/// Show records as they leave, live; what is above the rate is left out and counted.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  ringpilot tap shop/web --to es\n  ringpilot tap 'access' --json | jq .record"

@@ -46,7 +46,7 @@ enum Agent {
     FluentBit,
 }
 
-/// Take over how far another agent has read: stop it first, import, then start the daemon.
+/// Take over how far another agent has read; stop it first, start the daemon after.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit code: 0 done, 1 nothing could be taken over, or a daemon runs.\n\nExample:\n  \
@@ -57,7 +57,7 @@ pub struct Args {
     /// Whose
     #[arg(long, value_enum, value_name = "AGENT")]
     from: Agent,
-    /// Where the agent saw the host's files: taken off its paths [log-pilot: /host]
+    /// Where the agent saw the host's files, taken off its paths [log-pilot: /host]
     #[arg(long, value_name = "DIR")]
     path_prefix: Option<PathBuf>,
     /// Its registry: a file or folder
