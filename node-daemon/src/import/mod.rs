@@ -57,7 +57,7 @@ pub struct Args {
     /// Whose
     #[arg(long, value_enum, value_name = "AGENT")]
     from: Agent,
-    /// Where the agent saw the host's files, taken off its paths [log-pilot: /host]
+    /// Where the agent saw the host, taken off its paths [log-pilot: /host]
     #[arg(long, value_name = "DIR")]
     path_prefix: Option<PathBuf>,
     /// Its registry: a file or folder
