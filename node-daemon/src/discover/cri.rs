@@ -3,7 +3,7 @@
 //! - Events make it fast: containerd's own stream, which every version has, else the CRI's (CRI-O).
 //! - A watch of the pod log folder: the kubelet makes a container's folder there before the container.
 //! - The full list at every connect, after every event, and each 30 s makes it true. What an event says is not read.
-//! - Where the socket cannot be had, the names in the log folder alone ([`super::log_folder`]), once that is certain.
+//! - Where the socket cannot be had, the names in the log folder alone (`log_folder`), once that is certain.
 //!
 //! A container is told when it is new, and again when its state is another than when it was last asked about.
 //! Invariants: `Here` comes before `Gone` for each id, and `Gone` once; a container is gone only when a whole list does
