@@ -147,12 +147,13 @@ fn blank(runtime: Runtime, name: &str) -> Workload {
     }
 }
 
-fn at<'value>(value: &'value Value, path: &[&str]) -> Option<&'value Value> {
+/// What stands at a path of keys.
+pub(crate) fn at<'value>(value: &'value Value, path: &[&str]) -> Option<&'value Value> {
     path.iter().try_fold(value, |value, key| value.get(*key))
 }
 
 /// A scalar as text: people forget the quotes of `"8080"` and `"true"`.
-fn text(value: Option<&Value>) -> Option<String> {
+pub(crate) fn text(value: Option<&Value>) -> Option<String> {
     match value? {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),

@@ -2,7 +2,7 @@
 //! Place: a command; opens what a daemon is made of, in the order in which one needs the other.
 //! Invariant: it always starts: what is damaged, locked, missing or unreachable is told and tried again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use ringpilot_shared::follow::KnownStream;
 use ringpilot_shared::host::{Host, RealHost};
 
 use crate::checkpoint::{
-    Checkpoint, Entry, Journal as _, Loaded, LockHeld as Held, SavedFlow, lock,
+    Checkpoint, Entry, Journal as _, Loaded, LockHeld as Held, SavedFlow, SavedStream, lock,
 };
 use crate::cli::said;
 use crate::control::reload::{self, Reloader};
@@ -177,9 +177,7 @@ pub fn open(settings: Settings, host: Arc<RealHost>, once: bool) -> Result<Opene
         outputs,
     };
     let ring_streams = rings::known(&loaded);
-    let (known, mut streams) = known(loaded, &settings);
-    let of_shims: HashSet<_> = ring_streams.iter().map(|(_, stream)| stream.key).collect();
-    streams.retain(|stream| !of_shims.contains(&stream.key));
+    let (known, streams) = known(loaded, &settings);
     let before = settings
         .outputs
         .iter()
@@ -257,14 +255,8 @@ pub fn known(loaded: Loaded, settings: &Settings) -> (Known, Vec<KnownStream>) {
     let streams = loaded
         .streams
         .values()
-        .map(|stream| KnownStream {
-            key: stream.key,
-            identity: stream.identity,
-            path: stream.path.clone(),
-            modified_ns: stream.modified_ns,
-            successor: stream.successor,
-            seen_ns: stream.seen_ns,
-        })
+        .filter(|stream| !rings::is_of_a_pod(stream))
+        .map(SavedStream::known)
         .collect();
     let mut known = Known {
         // A first start that ended before its first save was no start.

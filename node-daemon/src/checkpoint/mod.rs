@@ -25,7 +25,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ringpilot_shared::follow::{Identity, StreamKey};
+use ringpilot_shared::follow::{Identity, KnownStream, StreamKey};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Day;
@@ -115,6 +115,21 @@ pub struct SavedStream {
     pub successor: Option<StreamKey>,
     /// Last seen by the daemon, nanoseconds since 1970: what is not seen for long is forgotten.
     pub seen_ns: i64,
+}
+
+impl SavedStream {
+    /// As whoever follows it must know it.
+    #[must_use]
+    pub fn known(&self) -> KnownStream {
+        KnownStream {
+            key: self.key,
+            identity: self.identity,
+            path: self.path.clone(),
+            modified_ns: self.modified_ns,
+            successor: self.successor,
+            seen_ns: self.seen_ns,
+        }
+    }
 }
 
 /// What belongs to a stream as one declaration wants it.

@@ -21,6 +21,7 @@ use serde_yaml_ng::{Mapping, Value};
 pub use documents::{Injected, manifest};
 
 use crate::declare::key::{self, Declared, Entry, Found};
+use crate::manifest::{at, text};
 use crate::problem::Problem;
 
 /// The annotation by which a pod says how it is treated.
@@ -455,20 +456,6 @@ fn socket_volume() -> Value {
 fn yaml(value: serde_json::Value) -> Value {
     // A JSON value of strings, numbers, lists and objects is always a YAML value, too.
     serde_yaml_ng::to_value(value).unwrap_or_default()
-}
-
-fn at<'value>(value: &'value Value, path: &[&str]) -> Option<&'value Value> {
-    path.iter().try_fold(value, |value, key| value.get(*key))
-}
-
-/// A scalar as text: people forget the quotes of `"8080"` and `"true"`.
-fn text(value: Option<&Value>) -> Option<String> {
-    match value? {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(flag) => Some(flag.to_string()),
-        _ => None,
-    }
 }
 
 fn texts(map: Option<&Value>) -> Vec<(String, String)> {

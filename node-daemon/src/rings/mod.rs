@@ -23,7 +23,7 @@ use ringpilot_shared::follow::{KnownStream, StreamKey, Wanted};
 use ringpilot_shared::host::Host;
 use tokio::sync::mpsc;
 
-use crate::checkpoint::Loaded;
+use crate::checkpoint::{Loaded, SavedStream};
 use crate::collect::Follow;
 use crate::discover::Heard;
 use crate::pipeline::Pipeline;
@@ -250,22 +250,18 @@ impl Rings {
     }
 }
 
+/// Whether a stream is one that a shim follows, and not the node's follower.
+#[must_use]
+pub fn is_of_a_pod(stream: &SavedStream) -> bool {
+    stream.owner.starts_with(OWNER)
+}
+
 /// The streams of pods in a checkpoint, by owner: the shims recognise them, not the node's follower.
 #[must_use]
 pub fn known(loaded: &Loaded) -> Vec<(String, KnownStream)> {
     let streams = loaded.streams.values();
     streams
-        .filter(|stream| stream.owner.starts_with(OWNER))
-        .map(|stream| {
-            let known = KnownStream {
-                key: stream.key,
-                identity: stream.identity,
-                path: stream.path.clone(),
-                modified_ns: stream.modified_ns,
-                successor: stream.successor,
-                seen_ns: stream.seen_ns,
-            };
-            (stream.owner.clone(), known)
-        })
+        .filter(|stream| is_of_a_pod(stream))
+        .map(|stream| (stream.owner.clone(), stream.known()))
         .collect()
 }

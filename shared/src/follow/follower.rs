@@ -395,40 +395,30 @@ impl Follower {
                 round.list_now.insert(id);
             }
         }
-        for (watch, name) in woken.changed {
+        let changed = woken.changed.into_iter().map(|at| (at, true));
+        let written = woken.written.into_iter().map(|at| (at, false));
+        for ((watch, name), is_name) in changed.chain(written) {
             let Some((id, at)) = self.watches.get(&watch) else {
                 continue;
             };
             let Some(want) = self.wants.get_mut(id) else {
                 continue;
             };
-            match followed(want, at, name.as_deref()) {
-                // A known name went, or became another's: its file is looked at now, the folder within a second.
-                Some(stream) => {
-                    heard.insert(stream, *id);
-                    if let Some(dir) = want.dirs.get_mut(at) {
-                        dir.dirty = true;
-                    }
-                }
-                None => {
+            let stream = followed(want, at, name.as_deref());
+            if let Some(stream) = stream {
+                heard.insert(stream, *id);
+            }
+            match stream {
+                // A new name.
+                None if is_name => {
                     want.verifies = true;
                     round.list_now.insert(*id);
                 }
-            }
-        }
-        for (watch, name) in woken.written {
-            let Some((id, at)) = self.watches.get(&watch) else {
-                continue;
-            };
-            let Some(want) = self.wants.get_mut(id) else {
-                continue;
-            };
-            match followed(want, at, name.as_deref()) {
-                Some(stream) => {
-                    heard.insert(stream, *id);
-                }
-                // Nobody's file, or one whose name was missed.
-                None => {
+                // Its own file was written to: no name has changed.
+                Some(_) if !is_name => {}
+                // A known name went, or became another's; or something was written that is nobody's, or whose name was
+                // missed: the folder is listed within a second.
+                _ => {
                     if let Some(dir) = want.dirs.get_mut(at) {
                         dir.dirty = true;
                     }
