@@ -462,6 +462,8 @@ impl Follower {
                 _ if one.stat.links == 0 => Meaning::Passed,
                 _ => Meaning::Waits,
             },
+            // It was still being copied when it was looked at, and its log was cut before the two were compared.
+            None if one.path != one.base && !is_late && one.has_changed() => Meaning::Waits,
             None => Meaning::New,
         }
     }

@@ -44,6 +44,13 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
+    /// Whether it is no longer what it was when it was looked at.
+    pub(super) fn has_changed(&self) -> bool {
+        self.handle
+            .stat()
+            .is_ok_and(|now| now.size != self.stat.size)
+    }
+
     /// Device and inode.
     pub(super) fn node(&self) -> (u64, u64) {
         (self.stat.device, self.stat.inode)
