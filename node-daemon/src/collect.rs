@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ringpilot_shared::follow::glob::Pattern;
 use ringpilot_shared::follow::{View, WantId, Wanted};
 
+use crate::api_stdout;
 use crate::batch::json::Names;
 use crate::declare::{self, Declaration, Format, Reading, What};
 use crate::decode::Envelope;
@@ -62,6 +63,8 @@ pub struct Collector {
     problems: Arc<Problems>,
     workloads: HashMap<(Runtime, String), Collected>,
     next_want: u64,
+    /// The folder of the copies of what only an engine's API gives; where there is none it is not collected.
+    copies: Option<PathBuf>,
     /// The first full lists are told: what is heard from now on is new.
     is_started: bool,
 }
@@ -92,8 +95,14 @@ impl Collector {
             problems,
             workloads: HashMap::new(),
             next_want: 0,
+            copies: None,
             is_started: false,
         })
+    }
+
+    /// Stdout that only an engine's API gives is followed where it is copied to: in this folder of the daemon's own.
+    pub fn copies(&mut self, dir: PathBuf) {
+        self.copies = Some(dir);
     }
 
     /// Everything that was there at the start has been heard.
@@ -302,14 +311,23 @@ impl Collector {
                 Stdout::DockerJson(path) => (hosts, literal(path), Envelope::DockerJson),
                 Stdout::Cri(path) => (hosts, literal(path), Envelope::Cri),
                 Stdout::Api(driver) => {
-                    return Err(wrong(
-                        "",
-                        "stdout",
-                        format!(
-                            "the logging driver `{driver}` keeps stdout where only its API gives it"
-                        ),
-                        "run the container with the logging driver `json-file`",
-                    ));
+                    let Some(dir) = &self.copies else {
+                        return Err(wrong(
+                            "",
+                            "stdout",
+                            format!(
+                                "the logging driver `{driver}` keeps stdout where only the engine's API gives it, which \
+                                 has no end to be read to once"
+                            ),
+                            "run the daemon without `--once`, or the container with the logging driver `json-file`",
+                        ));
+                    };
+                    let ours = View {
+                        host_root: "/".into(),
+                        ..hosts
+                    };
+                    let path = api_stdout::path(dir, &workload.id);
+                    (ours, literal(&path), Envelope::DockerJson)
                 }
                 Stdout::None(why) => {
                     return Err(wrong(
@@ -541,7 +559,15 @@ fn way(workload: &Workload, what: &What) -> String {
                     declaration can be read this way, `collect_stdout: all` collects it"
                 .to_owned();
         }
-        What::Stdout => return String::new(),
+        What::Stdout => {
+            return match &workload.stdout {
+                Stdout::Api(driver) => format!(
+                    "the logging driver `{driver}` keeps it where only the engine's API gives it, so it is copied \
+                     into data_dir first"
+                ),
+                _ => String::new(),
+            };
+        }
         What::Files(path) => Path::new(path),
     };
     match workload

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ringpilot_shared::follow::{Event, Follower, KnownStream, Positions, WantId};
 use ringpilot_shared::host::{Host, Wakes, Woken};
 
+use crate::api_stdout::{self, ApiStdout};
 use crate::collect::{Collector, Follow};
 use crate::control::tap::Taps;
 use crate::discover::{self, Heard, Runtime, Workload};
@@ -248,6 +249,20 @@ impl Daemon {
             Arc::clone(&problems),
         )
         .map_err(|problem| problem.to_string())?;
+        let api = (!pipeline.is_once()).then(|| {
+            let dir = settings.data_dir.join("stdout");
+            // As the follower names it: a relative data_dir is found where the daemon was started.
+            let dir = std::path::absolute(&dir).unwrap_or(dir);
+            collector.copies(dir.clone());
+            ApiStdout::new(api_stdout::Around {
+                dir,
+                sockets: discover::docker_sockets(&settings.discover.docker, &variable),
+                host_root: host_root.clone(),
+                pipeline: Arc::clone(&pipeline),
+                problems: Arc::clone(&problems),
+                follower: commands.clone(),
+            })
+        });
         for workload in workloads {
             for follow in collector.heard(Heard::Here(Box::new(workload))) {
                 // The follower's thread has the other end, and runs.
@@ -264,8 +279,13 @@ impl Daemon {
             collector,
             heard,
             reconfigured,
-            rings.clone().zip(told_by_rings),
-            ToFollower { commands, wakes },
+            told_by_rings,
+            Ways {
+                rings: rings.clone(),
+                api,
+                commands,
+                wakes,
+            },
             expected,
             Arc::clone(&ready),
         ));
@@ -548,13 +568,41 @@ async fn ship(
     }
 }
 
-/// How the thread that follows is told.
-struct ToFollower {
+/// Who reads what is wanted: shims, the engine's API first, or the follower alone.
+struct Ways {
+    rings: Option<Rings>,
+    api: Option<ApiStdout>,
     commands: mpsc::Sender<Follow>,
     wakes: Option<Arc<dyn Wakes>>,
 }
 
-impl ToFollower {
+impl Ways {
+    /// Tells each who reads. Whether the thread that follows still hears.
+    fn tell(&mut self, told: Vec<Follow>, collector: &Collector) -> bool {
+        let mut is_news = false;
+        for follow in told {
+            tracing::debug!("{follow}");
+            let mut follow = Some(follow);
+            if let Some(rings) = &self.rings {
+                follow = follow.and_then(|follow| {
+                    rings.follow(follow, |wanted| collector.name_of(wanted.want))
+                });
+            }
+            if let Some(api) = &mut self.api {
+                follow = follow.and_then(|follow| api.follow(follow));
+            }
+            let Some(follow) = follow else { continue };
+            is_news = true;
+            if self.commands.send(follow).is_err() {
+                return false;
+            }
+        }
+        if is_news {
+            self.wake();
+        }
+        true
+    }
+
     fn wake(&self) {
         if let Some(wakes) = &self.wakes {
             wakes.wake();
@@ -562,13 +610,13 @@ impl ToFollower {
     }
 }
 
-/// Takes what is heard to the follower.
+/// Takes what is heard to who reads.
 async fn collect(
     mut collector: Collector,
     mut heard: tokio::sync::mpsc::Receiver<Heard>,
     mut reconfigured: tokio::sync::mpsc::Receiver<Reconfigure>,
-    mut rings: Option<(Rings, tokio::sync::mpsc::UnboundedReceiver<Heard>)>,
-    follower: ToFollower,
+    mut told_by_rings: Option<tokio::sync::mpsc::UnboundedReceiver<Heard>>,
+    mut ways: Ways,
     mut expected: Vec<Runtime>,
     ready: Arc<AtomicBool>,
 ) {
@@ -579,12 +627,15 @@ async fn collect(
         if !is_started && expected.is_empty() {
             is_started = true;
             collector.started();
+            if let Some(api) = &ways.api {
+                api.started();
+            }
             ready.store(true, Ordering::Release);
-            follower.wake();
+            ways.wake();
         }
         let by_ring = async {
-            match &mut rings {
-                Some((_, told)) => told.recv().await,
+            match &mut told_by_rings {
+                Some(told) => told.recv().await,
                 None => None,
             }
         };
@@ -602,24 +653,10 @@ async fn collect(
                     return;
                 };
                 match collector.reload(settings) {
-                    Ok(told) => {
-                        for follow in told {
-                            tracing::debug!("{follow}");
-                            let follow = match &rings {
-                                Some((rings, _)) => {
-                                    rings.follow(follow, |wanted| collector.name_of(wanted.want))
-                                }
-                                None => Some(follow),
-                            };
-                            let ended = follow.is_some_and(|follow| follower.commands.send(follow).is_err());
-                            if ended {
-                                return;
-                            }
-                        }
-                    }
+                    Ok(told) => if !ways.tell(told, &collector) { return },
                     Err(problem) => tracing::error!("{problem}"),
                 }
-                follower.wake();
+                ways.wake();
                 // Who asked may have gone.
                 done.send(()).ok();
                 continue;
@@ -630,28 +667,23 @@ async fn collect(
         {
             expected.swap_remove(at);
         }
-        let mut told = false;
-        let shim = match &one {
-            Heard::Here(workload) if workload.runtime == Runtime::Shim => Some(workload.id.clone()),
-            _ => None,
-        };
-        for follow in collector.heard(one) {
-            tracing::debug!("{follow}");
-            let follow = match &rings {
-                Some((rings, _)) => rings.follow(follow, |wanted| collector.name_of(wanted.want)),
-                None => Some(follow),
-            };
-            let Some(follow) = follow else { continue };
-            told = true;
-            if follower.commands.send(follow).is_err() {
-                return;
+        let (mut shim, mut gone) = (None, None);
+        match &one {
+            Heard::Here(workload) if workload.runtime == Runtime::Shim => {
+                shim = Some(workload.id.clone());
             }
+            Heard::Gone { id, .. } => gone = Some(id.clone()),
+            _ => {}
         }
-        if let (Some(owner), Some((rings, _))) = (shim, &rings) {
+        let told = collector.heard(one);
+        if !ways.tell(told, &collector) {
+            return;
+        }
+        if let (Some(id), Some(api)) = (gone, &mut ways.api) {
+            api.gone(&id);
+        }
+        if let (Some(owner), Some(rings)) = (shim, &ways.rings) {
             rings.declared(&owner);
-        }
-        if told {
-            follower.wake();
         }
     }
 }

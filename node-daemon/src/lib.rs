@@ -8,6 +8,8 @@ pub mod declare;
 
 pub mod collect;
 
+pub mod api_stdout;
+
 pub mod follow;
 
 pub mod rings;

@@ -102,7 +102,7 @@ impl DockerSocket {
 ///
 /// # Errors
 /// What stood in the way, as a sentence.
-pub(super) async fn connect(socket: &Path) -> Result<Docker, String> {
+pub(crate) async fn connect(socket: &Path) -> Result<Docker, String> {
     let told = |error: bollard::errors::Error| format!("{}: {error}", socket.display());
     let Some(path) = socket.to_str() else {
         return Err(format!("{}: the path is not UTF-8", socket.display()));

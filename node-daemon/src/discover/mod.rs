@@ -204,7 +204,8 @@ fn cri_socket(settings: &Settings) -> Option<cri::CriSocket> {
 }
 
 /// The engines to listen to: the one that is named, or Docker's and Podman's usual places.
-fn docker_sockets(
+#[must_use]
+pub fn docker_sockets(
     docker: &DockerSettings,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Vec<docker::DockerSocket> {
@@ -265,7 +266,7 @@ fn split_environment(entry: String) -> (String, String) {
 }
 
 /// RFC 3339 as Go writes it, in nanoseconds since 1970; `None` for a time that never was.
-fn time_ns(text: &str) -> Option<i64> {
+pub(crate) fn time_ns(text: &str) -> Option<i64> {
     let time: jiff::Timestamp = text.parse().ok()?;
     i64::try_from(time.as_nanosecond())
         .ok()

@@ -617,6 +617,32 @@ impl Pipeline {
             .map(|want| Arc::clone(&want.spec))
     }
 
+    /// Where what was there before the daemon is begun, as a want says it, or the configuration; at its beginning on a
+    /// `data_dir` that is not fresh.
+    #[must_use]
+    pub fn start_of(&self, want: WantId) -> StartAt {
+        let state = self.state.lock();
+        let declared = state.wants.get(&want).and_then(|want| want.start_at);
+        match state.known.fresh {
+            true => declared.unwrap_or(state.plan.start_at),
+            false => StartAt::Beginning,
+        }
+    }
+
+    /// Whether a container's file of this inode is still a source.
+    #[must_use]
+    pub fn has_inode(&self, owner: &str, inode: u64) -> bool {
+        let state = self.state.lock();
+        let mut sources = state.sources.values();
+        sources.any(|source| source.identity.inode == inode && &*source.spec().owner == owner)
+    }
+
+    /// Whether everything is read only so far as it is when it is first seen.
+    #[must_use]
+    pub fn is_once(&self) -> bool {
+        self.state.lock().once
+    }
+
     /// Asks the saver to save at once.
     pub fn save_soon(&self) {
         *self.saving.0.lock() = true;
