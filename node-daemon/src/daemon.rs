@@ -29,9 +29,9 @@ const SAVE_EVERY: Duration = Duration::from_millis(900);
 /// Time's own work is done this often.
 const TICK_EVERY: Duration = Duration::from_millis(100);
 /// Writes to followed files are gathered for so long before they are looked at.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(150);
 /// While writes are gathered, a new name is looked for this often: a container may live no longer.
-const GLANCE: Duration = Duration::from_millis(4);
+const GLANCE: Duration = Duration::from_millis(8);
 /// The longest that an idle thread sleeps.
 const NAP: Duration = Duration::from_secs(1);
 /// How many times its own time an attempt may take: what is slow but moving is not cut off.

@@ -258,6 +258,10 @@ impl Flow {
             self.cursor = span.after;
             moved = true;
         }
+        if moved && self.spans.is_empty() {
+            // Most flows are quiet most of the time, and there may be thousands.
+            self.spans = VecDeque::new();
+        }
         self.unsaved |= moved;
         moved
     }

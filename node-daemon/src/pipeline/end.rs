@@ -15,6 +15,8 @@ use crate::flow::{Earlier, Flow, FlowTurn, Held};
 use crate::follow::Source;
 use crate::worker::AtEnd;
 
+/// How often every source is looked at for what time alone brings: of thousands of quiet ones that costs.
+const SCAN_EVERY: Duration = Duration::from_millis(500);
 /// How long after its container went a want is remembered: the follower looks once more.
 const WANT_LINGERS: Duration = Duration::from_secs(600);
 
@@ -271,6 +273,31 @@ impl State {
         self.now = now;
         self.wants
             .retain(|_, want| want.gone_at.is_none_or(|at| now < at + WANT_LINGERS));
+        let due: Vec<(u64, usize)> = {
+            let (due, later) = std::mem::take(&mut self.later)
+                .into_iter()
+                .partition(|(at, ..)| *at <= now);
+            self.later = later;
+            let due: Vec<(Duration, u64, usize)> = due;
+            due.into_iter().map(|(_, number, n)| (number, n)).collect()
+        };
+        for (number, n) in due {
+            if let Some(source) = self.sources.get_mut(&number)
+                && source.flows[n].turn == FlowTurn::Later
+            {
+                source.flows[n].turn = FlowTurn::Queued;
+                self.queue.push_back((number, n));
+            }
+        }
+        if now < self.scanned_at + SCAN_EVERY {
+            return;
+        }
+        self.scanned_at = now;
+        self.scan(now, wall_ns);
+    }
+
+    /// What time alone brings to sources that nobody has told anything of.
+    fn scan(&mut self, now: Duration, wall_ns: i64) {
         let late = |source: &&Source| source.may_take_back && now >= source.seen_at + EARLIER_WAITS;
         let late: Vec<u64> = self
             .sources
@@ -295,22 +322,6 @@ impl State {
         let waiting: Vec<u64> = waiting.map(|source| source.number).collect();
         for number in waiting {
             self.wake(number);
-        }
-        let due: Vec<(u64, usize)> = {
-            let (due, later) = std::mem::take(&mut self.later)
-                .into_iter()
-                .partition(|(at, ..)| *at <= now);
-            self.later = later;
-            let due: Vec<(Duration, u64, usize)> = due;
-            due.into_iter().map(|(_, number, n)| (number, n)).collect()
-        };
-        for (number, n) in due {
-            if let Some(source) = self.sources.get_mut(&number)
-                && source.flows[n].turn == FlowTurn::Later
-            {
-                source.flows[n].turn = FlowTurn::Queued;
-                self.queue.push_back((number, n));
-            }
         }
         let today = day_of(wall_ns);
         let mut resting = Vec::new();

@@ -137,6 +137,8 @@ struct State {
     save_number: u64,
     /// The clock at the last step.
     now: Duration,
+    /// When every source was last looked at for what time alone brings.
+    scanned_at: Duration,
     must_save: bool,
     saved_at: Duration,
     save_failing: Option<Arc<str>>,
@@ -255,6 +257,7 @@ impl Pipeline {
                 pending,
                 save_number: 1,
                 now: saved_at,
+                scanned_at: Duration::ZERO,
                 must_save: false,
                 saved_at,
                 save_failing: None,
