@@ -89,6 +89,15 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_may_be_held_all_of_it_goes_and_nothing_else_does() {
+        let full = Held {
+            quota: 0,
+            ..held(1, "a", 60, 3)
+        };
+        assert_eq!(ids(shed(vec![full, held(2, "a", 30, 1)], 1_000)), [1]);
+    }
+
+    #[test]
     fn what_is_within_every_quota_is_kept() {
         assert!(shed(vec![held(1, "a", 100, 0)], 100).is_empty());
     }

@@ -179,7 +179,11 @@ impl Follower {
                 stream: *key,
                 owner: Arc::clone(&file.owner),
                 bytes: file.stat.disk_bytes,
-                quota: file.pinned_bytes,
+                // What is deleted shall make room where there is little.
+                quota: match file.handle.has_room() {
+                    true => file.pinned_bytes,
+                    false => 0,
+                },
                 modified_ns: file.stat.modified_ns,
             })
             .collect();

@@ -128,6 +128,10 @@ pub trait LogFile: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As the file system gives them.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+    /// Whether the file system has room left, a tenth of it free: without that nothing deleted is kept for later.
+    fn has_room(&self) -> bool {
+        true
+    }
     /// Whether a read at `offset` would give what is there. Of a file that is read through a ring the bytes may still be
     /// on their way: its reads then give 0 or `WouldBlock`, and a change is told when they have come.
     fn has_arrived(&self, _offset: u64) -> bool {

@@ -18,6 +18,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Whence, lseek};
 
 use super::{EntryKind, Host, LogFile, Stat, Wakes};
@@ -355,6 +356,13 @@ impl LogFile for RealFile {
 
     fn stat(&self) -> io::Result<Stat> {
         stat_of(&self.file, self.may_hang)
+    }
+
+    fn has_room(&self) -> bool {
+        // One that cannot say, or counts nothing (overlays of some kinds, /proc), is not short of room.
+        fstatvfs(&self.file).map_or(true, |all| {
+            all.blocks_available().saturating_mul(10) >= all.blocks()
+        })
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
