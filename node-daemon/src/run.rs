@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    raise_descriptor_limit();
     let host = Arc::new(RealHost::new());
     let opened = open(settings, Arc::clone(&host), args.once)?;
     let reload = reload::Opened {
@@ -81,6 +82,16 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
     };
     drop(opened.lock);
     ended
+}
+
+/// As many open files as the machine allows: each followed file is held open, and the soft limit is often 1,024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
 }
 
 /// A daemon's parts, and what holds them.

@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, geteuid, mkfifo};
 
+use crate::hanging_mount::HangingMount;
+
 /// Longer than anything here takes; only a failing test waits for it.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -268,6 +270,47 @@ fn a_file_that_the_daemon_may_not_read_is_told_and_read_once_it_may() {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).expect("ours");
     assert!(wait_until(|| messages(&out).len() == 2), "{}", node.log());
     assert!(daemon.end());
+}
+
+#[test]
+fn a_mount_that_hangs_is_told_and_stops_no_other_and_is_read_when_it_is_mended() {
+    if !Path::new("/dev/fuse").exists() || !geteuid().is_root() {
+        not_tested("a file system that hangs needs /dev/fuse, and root to mount it");
+        return;
+    }
+    let node = Node::new();
+    let mounted = node.path("mounted");
+    fs::create_dir(&mounted).expect("new");
+    let mount = HangingMount::at(&mounted).expect("root may mount");
+    let root = node.path("");
+    let root = root.display();
+    fs::write(
+        node.path("config.yaml"),
+        format!(
+            "node_name: node\ndata_dir: {root}/data\nhttp: none\n\
+             discover: {{docker: false, cri: false, rings: false}}\n\
+             sources:\n- {{name: app, path: \"{root}/logs/*.log\"}}\n- {{name: slow, path: \"{root}/mounted/*.log\"}}\n\
+             outputs: {{files: {{type: file, path: \"{root}/out/{{target}}.ndjson\"}}}}\n"
+        ),
+    )
+    .expect("ours");
+    let mut log = File::create(node.path("logs/app.log")).expect("new");
+    let daemon = node.run();
+    assert!(wait_until(|| mount.hanging() > 0), "{}", node.log());
+    node.wait_for_log("mend the mount");
+    let out = node.path("out/app.ndjson");
+    for n in 1..=5 {
+        writeln!(log, "line {n}").expect("room");
+        assert!(wait_until(|| messages(&out).len() == n), "{}", node.log());
+    }
+    mount.mend();
+    let slow = node.path("out/slow.ndjson");
+    assert!(
+        wait_until(|| messages(&slow) == ["at last"]),
+        "{}",
+        node.log()
+    );
+    assert!(daemon.end(), "{}", node.log());
 }
 
 #[test]
