@@ -671,7 +671,12 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
         .collect();
     let mut sums = vec![Sum::default(); outputs.len()];
     let mut states: BTreeMap<State, u64> = State::ALL.map(|state| (state, 0)).into();
-    let (mut rows, mut with_file) = (Vec::new(), HashSet::new());
+    let mut with_file = HashSet::new();
+    // Of their number, and not as vectors grow: with thousands that is most of what a look takes.
+    let mut rows = Vec::new();
+    if with_sources {
+        rows.reserve_exact(view.sources().count());
+    }
     // What the configuration wants no more is open only until nobody names it; its ledger counts as that of files gone.
     for source in view.sources().filter(|source| !source.ended) {
         let state = State::of(source);
@@ -713,17 +718,17 @@ fn look(view: &View<'_>, with_sources: bool) -> Looked {
 }
 
 fn row(source: &Followed, state: State, now: Duration, troubles: &[Option<Arc<str>>]) -> Row {
-    let live = source.flows.iter().filter(|flow| !flow.retired);
-    let flows = live.map(|flow| {
+    let mut flows = Vec::with_capacity(source.flows.len());
+    for flow in source.flows.iter().filter(|flow| !flow.retired) {
         let lag = source.lag(flow);
-        RowFlow {
+        flows.push(RowFlow {
             output: flow.output,
             acked: settled(flow),
             lag,
             lines: flow.ledger.delivered.lines,
             error: troubles[flow.output].clone().filter(|_| lag > 0),
-        }
-    });
+        });
+    }
     Row {
         spec: Arc::clone(source.spec()),
         stream: source.stream,
@@ -744,7 +749,7 @@ fn row(source: &Followed, state: State, now: Duration, troubles: &[Option<Arc<st
             (trouble, _) => trouble.clone(),
         },
         idle: now.saturating_sub(source.grew_at),
-        flows: flows.collect(),
+        flows,
     }
 }
 
