@@ -2,6 +2,7 @@
 //! Place: a command; workloads that really write logs, and the real daemon, in one process.
 //! Invariant: exit code 0 means that every line that was written was delivered, and that the ledger closes.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
@@ -16,7 +17,7 @@ use ringpilot_shared::host::{Host, RealHost};
 use crate::cli::said;
 use crate::daemon::Daemon;
 use crate::discover::{Mount, Pod, Runtime, State, Stdout, Workload};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Lost, Tally};
 use crate::pipeline::Pipeline;
 use crate::say::{self, Fault};
 use crate::settings::Settings;
@@ -37,6 +38,22 @@ pub struct Args {
     /// Where logs, records and the checkpoint go; a new temporary folder unless given
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Print one JSON object at the end, and nothing before
+    #[arg(long)]
+    json: bool,
+}
+
+/// What came of it, for scripts.
+#[derive(Debug, serde::Serialize)]
+struct Told<'ledger> {
+    written_lines: u64,
+    delivered: Tally,
+    dead_lettered: Tally,
+    filtered: Tally,
+    lost: &'ledger BTreeMap<Lost, Tally>,
+    in_flight_bytes: u64,
+    closes: bool,
+    dir: &'ledger Path,
 }
 
 /// A workload that writes: how many lines it has written so far.
@@ -111,10 +128,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
     }
     let started = host.now();
     let ends = started + Duration::from_secs(args.seconds);
-    let mut screen = Screen::new();
+    let mut screen = (!args.json).then(Screen::new);
     while host.now() < ends {
         std::thread::park_timeout(Duration::from_millis(250));
-        screen.show(&pipeline, &writers, host.now() - started)?;
+        if let Some(screen) = &mut screen {
+            screen.show(&pipeline, &writers, host.now() - started)?;
+        }
     }
     stop.store(true, Ordering::Release);
     let mut written_all = true;
@@ -134,14 +153,30 @@ pub fn run(args: &Args) -> Result<ExitCode, Fault> {
         }
         std::thread::park_timeout(Duration::from_millis(50));
     }
-    screen.show(&pipeline, &writers, host.now() - started)?;
+    if let Some(screen) = &mut screen {
+        screen.show(&pipeline, &writers, host.now() - started)?;
+    }
     written_all &= end(shim);
     let clean = daemon.stop(Duration::from_secs(10), &*host);
     let (ledger, in_flight) = pipeline.look(|view| view.ledger(0));
     let ledger = ledger.since(&before[0]);
     let unbalanced = pipeline.look(|view| view.unbalanced());
-    tell(&ledger, in_flight, written, &dir)?;
-    if let Some(what) = &unbalanced {
+    if args.json {
+        let told = Told {
+            written_lines: written,
+            delivered: ledger.delivered,
+            dead_lettered: ledger.dead_lettered,
+            filtered: ledger.filtered,
+            lost: &ledger.lost,
+            in_flight_bytes: in_flight,
+            closes: unbalanced.is_none(),
+            dir: &dir,
+        };
+        said(say::line(serde_json::json!(told)))?;
+    } else {
+        tell(&ledger, in_flight, written, &dir)?;
+    }
+    if let Some(what) = unbalanced.as_ref().filter(|_| !args.json) {
         said(say::line(format_args!("the ledger does NOT close: {what}")))?;
     }
     let good = written_all

@@ -45,8 +45,7 @@ impl Engine {
         let finds_groups_at_start = patterns.iter().all(|pattern| {
             syntax::parse_with(pattern.as_ref(), &syntax).is_ok_and(|parsed| {
                 let of = parsed.properties();
-                of.look_set_prefix().contains_anchor_haystack()
-                    && of.explicit_captures_len() > 0
+                of.look_set_prefix().contains_anchor_haystack() && of.explicit_captures_len() > 0
             })
         });
         meta::Builder::new()

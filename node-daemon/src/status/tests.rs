@@ -279,6 +279,57 @@ fn opened(dir: &Path, more: &str) -> (run::Opened, Arc<RealHost>) {
     (opened, host)
 }
 
+/// A panic prints at most the `Debug` of what it met.
+#[test]
+fn nothing_that_a_panic_may_print_holds_a_secret() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let yaml = format!(
+        "node_name: node-1\ndata_dir: {}/data\ndiscover: {{docker: false, cri: false, rings: false}}\noutputs:\n  \
+         es: {{type: elasticsearch, hosts: ['http://user:hunter2@127.0.0.1:1'], api_key: hunter2}}\n  \
+         login: {{type: elasticsearch, hosts: ['http://127.0.0.1:1'], username: a, password: hunter2}}\n  \
+         k: {{type: kafka, brokers: ['127.0.0.1:1'], topic: t, username: hunter2, password: hunter2}}\n  \
+         s: {{type: aliyun_sls, project: shop, endpoint: '127.0.0.1:1', access_key_id: hunter2, access_key_secret: hunter2, security_token: hunter2}}\n  \
+         r: {{type: redis, host: 127.0.0.1, port: 1, username: a, password: hunter2}}\n  \
+         h: {{type: http, url: 'http://user:hunter2@127.0.0.1:1/', headers: {{x-key: hunter2}}}}\n  \
+         b: {{type: http, url: 'http://127.0.0.1:1/', bearer_token: hunter2}}\n",
+        dir.path().display()
+    );
+    // Half of these are refused, and the refusal must not show them either.
+    let mut shown = String::new();
+    for only in ["es", "login", "k", "s", "r", "h", "b"] {
+        let lines = yaml.lines().filter(|line| {
+            !line.starts_with("  ") || line.trim_start().starts_with(&format!("{only}: "))
+        });
+        let one = lines.collect::<Vec<_>>().join("\n");
+        match Settings::from_yaml(&one, &|_| None) {
+            Ok(settings) => {
+                shown += &format!("{settings:?}{settings:#?}");
+                match run::open(settings, Arc::new(RealHost::new()), false) {
+                    Ok(opened) => shown += &format!("{only} opened {opened:?}"),
+                    Err(fault) => shown += &format!("{fault:?}"),
+                }
+            }
+            Err(problems) => shown += &format!("{problems:?}"),
+        }
+    }
+    let opened = ["login", "k", "s", "r", "b"];
+    for only in opened {
+        assert!(shown.contains(&format!("{only} opened")), "{only}: {shown}");
+    }
+    let at = shown.find("hunter2");
+    let near = at.map(|at| {
+        shown[..at]
+            .chars()
+            .rev()
+            .take(300)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<String>()
+    });
+    assert_eq!(near, None);
+}
+
 async fn get(
     router: &Router,
     path: &str,
