@@ -3,7 +3,7 @@
 //! Invariants: a declaration stands alone, also when it cannot be compiled; what a workload did wrong is a problem
 //! under its name and goes when the workload goes; a container that ends is read to its end before it is let go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +50,11 @@ impl fmt::Display for Follow {
             Follow::Unwant(want) => write!(f, "want {} has ended", want.0),
         }
     }
+}
+
+fn uid_of(workload: &Workload) -> Option<String> {
+    let pod = workload.pod.as_ref()?;
+    (!pod.uid.is_empty()).then(|| pod.uid.clone())
 }
 
 /// Knows every workload and what is wanted of it.
@@ -108,6 +113,10 @@ impl Collector {
     /// Everything that was there at the start has been heard.
     pub fn started(&mut self) {
         self.is_started = true;
+        let pods: HashSet<String> = self.workloads().filter_map(uid_of).collect();
+        for uid in pods {
+            self.tell_unread(&uid);
+        }
     }
 
     /// Every workload that is known now.
@@ -140,8 +149,19 @@ impl Collector {
     /// Takes one thing that was heard; what the follower is to be told.
     pub fn heard(&mut self, heard: Heard) -> Vec<Follow> {
         match heard {
-            Heard::Here(workload) => self.here(*workload),
-            Heard::Gone { runtime, id } => self.gone(runtime, id),
+            Heard::Here(workload) => {
+                let pod = uid_of(&workload);
+                let told = self.here(*workload);
+                self.looked_at(pod);
+                told
+            }
+            Heard::Gone { runtime, id } => {
+                let gone = self.workloads.get(&(runtime, id.clone()));
+                let pod = gone.and_then(|one| uid_of(&one.workload));
+                let told = self.gone(runtime, id);
+                self.looked_at(pod);
+                told
+            }
             Heard::Listed(runtime) => {
                 self.problems.clear(&owner_of_runtime(runtime));
                 Vec::new()
@@ -159,6 +179,42 @@ impl Collector {
                 Vec::new()
             }
         }
+    }
+
+    fn looked_at(&self, pod: Option<String>) {
+        // Before the first full list a pod's shim may just not have been heard of.
+        if let Some(uid) = pod.filter(|_| self.is_started) {
+            self.tell_unread(&uid);
+        }
+    }
+
+    /// Tells of a pod whose annotation says that a shim reads its logs, and that has no shim: nobody reads them.
+    fn tell_unread(&self, uid: &str) {
+        let of_pod: Vec<&Workload> = self
+            .workloads()
+            .filter(|one| one.pod.as_ref().is_some_and(|pod| pod.uid == uid))
+            .collect();
+        let is_shim = |one: &&Workload| {
+            let pod = one.pod.as_ref();
+            one.runtime == Runtime::Shim
+                || pod.is_some_and(|pod| pod.container.starts_with(crate::inject::SHIM))
+        };
+        let is_expected =
+            self.settings.discover.rings.mode != Mode::Off && !of_pod.iter().any(is_shim);
+        let says = of_pod.iter().find_map(|one| {
+            let names = one.annotations.get(crate::inject::READS)?;
+            Some((one.pod.as_ref()?, names))
+        });
+        let unread = says.filter(|_| is_expected).map(|(pod, names)| Problem {
+            container: format!("{}/{}", pod.namespace, pod.name),
+            key: crate::inject::READS.to_owned(),
+            value: names.clone(),
+            reason: "a shim is said to read these logs, and the pod has none: nobody reads them"
+                .to_owned(),
+            cure: "make the pod anew with its shim, or without this annotation".to_owned(),
+        });
+        self.problems
+            .set(&format!("unread:{uid}"), unread.into_iter().collect());
     }
 
     fn here(&mut self, workload: Workload) -> Vec<Follow> {

@@ -2,9 +2,10 @@
 //! socket in it.
 //! Place: a container of its own beside the daemon, the only privileged one, without any log; the daemon makes the socket
 //! in each folder that appears.
-//! Invariants: a folder is called as the kubelet says whose it is (`NAMESPACE_POD_UID`), never as the pod says; what is
-//! mounted into a pod is that one folder, for reading only; asked twice it is done once; the names in a request are
-//! judged before any path is made of them.
+//! Invariants: a folder is called as the kubelet says whose it is (`NAMESPACE_POD_UID`, and `_CONTAINER` where the
+//! volume's attribute `container` says for which container it is), never as a process in the pod says; what is mounted
+//! is that one folder, for reading only; asked twice it is done once; the names in a request are judged before any path
+//! is made of them.
 //! Sources: CSI 1.x `csi.proto` (Identity, Node; inline ephemeral volumes with `podInfoOnMount`), the kubelet's
 //! `pluginregistration/v1`.
 
@@ -21,13 +22,15 @@ use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::response::Response as HttpResponse;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
 use crate::say::Fault;
 
 /// The driver's name.
 pub const DRIVER: &str = "csi.ringpilot.dev";
+/// The volume's attribute by which a pod's manifest says which container's logs come this way.
+pub const CONTAINER: &str = "container";
 
 /// Give each pod its folder: the node's CSI driver.
 #[derive(Debug, clap::Args)]
@@ -112,7 +115,8 @@ fn listen(at: &Path) -> io::Result<UnixListener> {
 
 async fn serve(listener: UnixListener, router: Router) -> Result<(), tonic::transport::Error> {
     let incoming = futures_util::stream::unfold(listener, async |listener| {
-        let stream: io::Result<UnixStream> = listener.accept().await.map(|(stream, _)| stream);
+        let stream = listener.accept().await;
+        let stream: io::Result<_> = stream.map(|(stream, _)| super::authority::plain(stream));
         Some((stream, listener))
     });
     tonic::transport::Server::builder()
@@ -248,7 +252,15 @@ impl Driver {
         if uid_of(&target, &self.pods) != Some(uid) {
             return Err(Status::invalid_argument("the target is another pod's"));
         }
-        let folder = self.rings.join(format!("{namespace}_{pod}_{uid}"));
+        // Of the pod's own containers, one may be called as another: the pod is whose it is all the same.
+        let container = match asked.volume_context.get(CONTAINER) {
+            None => String::new(),
+            Some(name) if is_name(name) => format!("_{name}"),
+            Some(_) => return Err(Status::invalid_argument("the container's name is none")),
+        };
+        let folder = self
+            .rings
+            .join(format!("{namespace}_{pod}_{uid}{container}"));
         let told = |at: &Path| {
             let at = at.display().to_string();
             move |error: io::Error| Status::internal(format!("{at}: {error}"))
@@ -260,7 +272,7 @@ impl Driver {
             .map_err(told(&folder))?;
         chown(&folder, Some(self.owner), None).map_err(told(&folder))?;
         fs::create_dir_all(&target).map_err(told(&target))?;
-        if is_mounted(&target).map_err(told(&target))? {
+        if !mounted(&target).map_err(told(&target))?.is_empty() {
             return Ok(());
         }
         let none = None::<&str>;
@@ -283,7 +295,7 @@ impl Driver {
     fn unpublish(&self, asked: &Unpublish) -> Result<(), Status> {
         let target = self.target(&asked.target_path)?;
         let told = |error: io::Error| Status::internal(format!("{}: {error}", target.display()));
-        if is_mounted(&target).map_err(told)? {
+        if !mounted(&target).map_err(told)?.is_empty() {
             umount2(&target, MntFlags::MNT_DETACH).map_err(|errno| told(errno.into()))?;
         }
         match fs::remove_dir(&target) {
@@ -293,10 +305,14 @@ impl Driver {
         let Some(uid) = uid_of(&target, &self.pods) else {
             return Ok(());
         };
-        let suffix = format!("_{uid}");
+        // A pod has one for each container that has a shim: which are still in use, its mounts say.
+        let used = mounted(&self.pods.join(uid)).map_err(told)?;
         for entry in fs::read_dir(&self.rings).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.to_str().is_some_and(|name| name.ends_with(&suffix)) {
+            let is_its = name
+                .to_str()
+                .is_some_and(|name| name.split('_').nth(2) == Some(uid));
+            if is_its && !used.iter().any(|used| used.as_os_str() == name) {
                 // The socket is the daemon's; what is in flight it holds open.
                 drop(fs::remove_file(entry.path().join("s")));
                 fs::remove_dir(entry.path()).map_err(told)?;
@@ -335,12 +351,16 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 253 && !name.starts_with('.') && name.chars().all(is_plain)
 }
 
-fn is_mounted(target: &Path) -> io::Result<bool> {
+/// What is mounted at a place or beneath it: the name of each folder. Source: `proc_pid_mountinfo(5)`.
+fn mounted(at: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let target = target.display().to_string();
-    Ok(table
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(&target)))
+    let folders = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let (root, place) = (fields.next()?, fields.next()?);
+        let folder = Path::new(root).file_name().unwrap_or_default();
+        Path::new(place).starts_with(at).then(|| folder.into())
+    });
+    Ok(folders.collect())
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -447,6 +467,52 @@ mod tests {
         assert!(!driver.rings.exists() && !driver.pods.exists());
     }
 
+    /// As Go's gRPC calls a socket that it was given as a path: its name is the request's authority.
+    #[tokio::test]
+    async fn a_kubelet_that_names_a_path_as_the_host_is_answered() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("reg.sock");
+        let router = router(driver(folder.path()));
+        tokio::spawn(serve(listen(&socket).expect("a socket"), router));
+        let mut stream = tokio::net::UnixStream::connect(&socket)
+            .await
+            .expect("connected");
+        let text = |text: &str| {
+            let mut told = vec![u8::try_from(text.len()).expect("short")];
+            told.extend(text.as_bytes());
+            told
+        };
+        let headers = [
+            vec![0x83, 0x86, 0x44],
+            text("/pluginregistration.Registration/GetInfo"),
+            vec![0x41],
+            text("%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2Fx-reg.sock"),
+            vec![0x5f],
+            text("application/grpc"),
+        ]
+        .concat();
+        let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+            let length = u8::try_from(payload.len()).expect("short");
+            let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, stream];
+            frame.extend(payload);
+            frame
+        };
+        let asked = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            frame(4, 0, 0, &[]),
+            frame(1, 4, 1, &headers),
+            frame(0, 1, 1, &[0; 5]),
+        ]
+        .concat();
+        stream.write_all(&asked).await.expect("asked");
+        let mut heard = Vec::new();
+        while !String::from_utf8_lossy(&heard).contains(DRIVER) {
+            let n = stream.read_buf(&mut heard).await.expect("an answer");
+            assert!(n > 0, "it hung up: {heard:?}");
+        }
+    }
+
     /// Needs root, as the driver does; without it the mount is refused and nothing is left mounted.
     #[tokio::test]
     async fn the_kubelet_registers_it_publishes_a_pods_folder_and_takes_it_away() {
@@ -505,7 +571,7 @@ mod tests {
             ask::<_, Nothing>(&channel, "/csi.v1.Node/NodePublishVolume", asked.clone()).await;
         let made = rings.join("shop_web-0_u-1");
         if !nix::unistd::Uid::current().is_root() || published.is_err() {
-            assert!(!is_mounted(&target).expect("a table"));
+            assert!(mounted(&target).expect("a table").is_empty());
             return;
         }
         ask::<_, Nothing>(&channel, "/csi.v1.Node/NodePublishVolume", asked)
@@ -517,6 +583,18 @@ mod tests {
             fs::write(target.join("other"), "").is_err(),
             "for reading only"
         );
+        // Another container's has a folder of its own, and keeps it.
+        let second = pods.join("u-1/volumes/kubernetes.io~csi/ringpilot-2/mount");
+        let mut asked = publish(&second, "u-1");
+        let named = |name: &str| (CONTAINER.to_owned(), name.to_owned());
+        asked.volume_context.extend([named("../nginx")]);
+        ask::<_, Nothing>(&channel, "/csi.v1.Node/NodePublishVolume", asked.clone())
+            .await
+            .expect_err("it is no name");
+        asked.volume_context.extend([named("nginx")]);
+        ask::<_, Nothing>(&channel, "/csi.v1.Node/NodePublishVolume", asked)
+            .await
+            .expect("published");
         let away = || Unpublish {
             target_path: target.display().to_string(),
         };
@@ -527,5 +605,14 @@ mod tests {
             .await
             .expect("once is twice");
         assert!(!made.exists() && !target.exists());
+        let other = rings.join("shop_web-0_u-1_nginx");
+        assert!(other.exists());
+        let away = Unpublish {
+            target_path: second.display().to_string(),
+        };
+        ask::<_, Nothing>(&channel, "/csi.v1.Node/NodeUnpublishVolume", away)
+            .await
+            .expect("taken away");
+        assert!(!other.exists());
     }
 }

@@ -9,6 +9,7 @@
 //! `restartPolicy: Always`, Kubernetes 1.29 and later): it is there before the first container, ends after the last,
 //! and a Job still ends.
 
+mod authority;
 pub mod command;
 pub mod csi;
 mod documents;
@@ -30,10 +31,12 @@ pub const ANNOTATION: &str = "ringpilot.dev/inject";
 pub const READS: &str = "ringpilot.dev/shim";
 /// What the shim's container is called; of a second declaring container `ringpilot-shim-NAME`.
 pub const SHIM: &str = "ringpilot-shim";
-/// What the volume with the node's socket is called.
+/// What the volume with the node's socket is called; of a second declaring container `ringpilot-2`.
 const VOLUME: &str = "ringpilot";
 /// Where it is in the shim.
 const SOCKET_DIR: &str = "/run/ringpilot";
+/// Where Kubernetes mounts the pod's token, in each container that has nothing there.
+const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Whom the shim runs as where nobody says.
 const NOBODY: u64 = 65_532;
 
@@ -129,6 +132,7 @@ pub fn pod(template: &mut Value, who: &str, options: &Options) -> (bool, Vec<Pro
         .filter_map(|list| spec.get(list)?.as_sequence())
         .flatten();
     let mut shims: Vec<Value> = Vec::new();
+    let mut sockets: Vec<Value> = Vec::new();
     let mut declared_names = BTreeSet::new();
     for container in containers {
         let name = text(container.get("name")).unwrap_or_default();
@@ -140,17 +144,22 @@ pub fn pod(template: &mut Value, who: &str, options: &Options) -> (bool, Vec<Pro
             continue;
         };
         // An annotation speaks to every container; the first that has the volume follows it.
-        let news = wanted
-            .logs
-            .iter()
-            .any(|log| declared_names.insert(log.clone()));
+        let mut news = false;
+        for (log, found) in &wanted.logs {
+            news |= declared_names.insert(log.clone()) || *found == Found::Environment;
+        }
         if news {
-            let shim_name = match shims.len() {
-                0 => SHIM.to_owned(),
+            let (shim_name, volume) = match shims.len() {
+                0 => (SHIM.to_owned(), VOLUME.to_owned()),
                 // A container's name has at most 63 characters.
-                _ => format!("{SHIM}-{name}").chars().take(63).collect(),
+                n => (
+                    format!("{SHIM}-{name}").chars().take(63).collect(),
+                    format!("{VOLUME}-{}", n + 1),
+                ),
             };
-            shims.push(shim(&shim_name, container, spec, wanted, options));
+            // The node takes one shim at a socket: each has its own.
+            sockets.push(socket_volume(&volume, &name));
+            shims.push(shim(&shim_name, &volume, container, spec, wanted, options));
         }
     }
     if shims.is_empty() {
@@ -173,8 +182,12 @@ pub fn pod(template: &mut Value, who: &str, options: &Options) -> (bool, Vec<Pro
     spec.insert("initContainers".into(), Value::Sequence(init));
     let mut volumes = spec.get("volumes").and_then(Value::as_sequence).cloned();
     let volumes = volumes.get_or_insert_default();
-    volumes.retain(|volume| text(volume.get("name")).as_deref() != Some(VOLUME));
-    volumes.push(socket_volume());
+    let is_ours = |volume: &Value| {
+        let name = volume.get("name");
+        sockets.iter().any(|socket| socket.get("name") == name)
+    };
+    volumes.retain(|volume| !is_ours(volume));
+    volumes.extend(sockets);
     let volumes = std::mem::take(volumes);
     spec.insert("volumes".into(), Value::Sequence(volumes));
     (true, problems)
@@ -202,8 +215,8 @@ fn annotate(template: &mut Value, key: &str, value: &str) {
 
 /// What one container's shim needs.
 struct WantedShim {
-    /// The declared names.
-    logs: Vec<String>,
+    /// The declared names, and where they were found.
+    logs: Vec<(String, Found)>,
     /// Variables, as the manifest has them, `valueFrom` included.
     environment: Vec<Value>,
     /// Mounts, as the container has them, but for reading only.
@@ -261,7 +274,7 @@ fn wanted(
             }
             continue;
         }
-        wanted.logs.push((*name).to_owned());
+        wanted.logs.push(((*name).to_owned(), declared.entry.found));
         for mount in used {
             let mount = for_reading(mount);
             if !wanted.mounts.contains(&mount) {
@@ -376,6 +389,7 @@ fn outside(whose: &str, name: &str, entry: &Entry<'_>) -> Problem {
 /// The shim of one container.
 fn shim(
     name: &str,
+    volume: &str,
     container: &Value,
     spec: &Mapping,
     wanted: WantedShim,
@@ -383,7 +397,11 @@ fn shim(
 ) -> Value {
     let mut mounts = wanted.mounts;
     mounts.push(yaml(
-        serde_json::json!({"name": VOLUME, "mountPath": SOCKET_DIR}),
+        serde_json::json!({"name": volume, "mountPath": SOCKET_DIR}),
+    ));
+    // In place of the pod's token: a shim holds no credential.
+    mounts.push(yaml(
+        serde_json::json!({"name": volume, "mountPath": TOKEN_DIR, "readOnly": true}),
     ));
     let mut resources = serde_json::json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "32Mi"}});
     if is_guaranteed(spec) {
@@ -447,9 +465,11 @@ fn is_guaranteed(spec: &Mapping) -> bool {
     })
 }
 
-/// The folder of the pod's own, with the node's socket.
-fn socket_volume() -> Value {
-    yaml(serde_json::json!({"name": VOLUME, "csi": {"driver": csi::DRIVER, "readOnly": true}}))
+/// The folder of the pod's own, with the node's socket; by its name the daemon knows whose logs come this way.
+fn socket_volume(name: &str, container: &str) -> Value {
+    let attributes = serde_json::json!({csi::CONTAINER: container});
+    yaml(serde_json::json!({"name": name, "csi":
+        {"driver": csi::DRIVER, "readOnly": true, "volumeAttributes": attributes}}))
 }
 
 /// What is written here as JSON, in the manifest's terms.

@@ -353,14 +353,33 @@ impl Pod {
     }
 }
 
-/// `NAMESPACE_POD_UID`, as the kubelet names a pod's folder; any other name is the pod's own.
+/// `NAMESPACE_POD_UID`, or `NAMESPACE_POD_UID_CONTAINER`, as the CSI driver names a folder by the kubelet's word; any other
+/// name is the pod's own. None of the parts may have a `_` in Kubernetes.
 fn pod_name(folder: &str) -> Option<PodName> {
     let mut parts = folder.split('_');
     let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
-    (parts.next().is_none() && ![namespace, name, uid].contains(&"")).then(|| PodName {
+    let container = parts.next();
+    let is_whole = parts.next().is_none() && ![namespace, name, uid].contains(&"");
+    (is_whole && container != Some("")).then(|| PodName {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
         uid: uid.to_owned(),
-        container: String::new(),
+        container: container.unwrap_or_default().to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folders_name_says_whose_it_is() {
+        let told = |folder| pod_name(folder).map(|pod| (pod.name, pod.container));
+        let is = |name: &str, container: &str| Some((name.to_owned(), container.to_owned()));
+        assert_eq!(told("shop_web-0_u-1"), is("web-0", ""));
+        assert_eq!(told("shop_web-0_u-1_nginx"), is("web-0", "nginx"));
+        for other in ["web", "shop_web", "shop__u-1", "shop_web_u-1_", "a_b_c_d_e"] {
+            assert_eq!(told(other), None, "{other}");
+        }
+    }
 }

@@ -320,10 +320,14 @@ impl Pod {
                 (name, String::from_utf8_lossy(&value).into_owned())
             })
             .collect();
+        let pod = pod_name(&self.name);
+        // As every other runtime names it: by its container, where its folder says which.
+        let container = pod.as_ref().map(|pod| pod.container.clone());
+        let name = container.filter(|name| !name.is_empty());
         let workload = Workload {
             runtime: Runtime::Shim,
             id: self.owner.to_string(),
-            name: self.name.clone(),
+            name: name.unwrap_or_else(|| self.name.clone()),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             environment,
@@ -333,7 +337,7 @@ impl Pod {
             pid: 0,
             created_ns: 0,
             state: State::Running,
-            pod: pod_name(&self.name),
+            pod,
         };
         if self.workload.as_ref() == Some(&workload) {
             return self.start(around);
