@@ -90,11 +90,13 @@ fn bars(out: &mut String, asked: &Compare, costs: &[Cost]) -> std::fmt::Result {
             "1.5".to_owned(),
             times <= 1.5,
         )?;
+        // A set grows and shrinks with the load.
+        let most = 2 * node.connections;
         bar(
-            "connections at the sink: node's",
+            "connections at the sink: one daemon's set",
             hybrid.connections.to_string(),
-            node.connections.to_string(),
-            hybrid.connections <= node.connections,
+            format!("twice node's: {most}"),
+            hybrid.connections <= most,
         )?;
     }
     if let Some(sidecar) = of(Way::Sidecar) {

@@ -90,8 +90,8 @@ struct Figure {
     what: &'static str,
     unit: &'static str,
     ring: f64,
-    /// The same by unix stream, with `write` and with `sendfile`.
-    socket: Option<[f64; 2]>,
+    /// The same by unix stream.
+    socket: Option<f64>,
     bar: Bar,
     met: Option<bool>,
 }
@@ -113,7 +113,7 @@ impl Figure {
         }
     }
 
-    fn beside(mut self, socket: [f64; 2]) -> Self {
+    fn beside(mut self, socket: f64) -> Self {
         self.socket = Some(socket);
         self
     }
@@ -150,15 +150,10 @@ impl Ring {
             }
             return Ok(());
         }
-        ringpilot::say::line(
-            "| figure | ring | unix socket, write | sendfile | bar | |\n|---|---|---|---|---|---|",
-        )?;
+        ringpilot::say::line("| figure | ring | unix socket | bar | |\n|---|---|---|---|---|")?;
         for figure in figures {
             let number = |value: f64| format!("{} {}", digits(value), figure.unit);
-            let [by_write, by_sendfile] = match figure.socket {
-                Some(socket) => socket.map(number),
-                None => [String::new(), String::new()],
-            };
+            let socket = figure.socket.map(number).unwrap_or_default();
             let (bar, verdict) = match (figure.bar, figure.met) {
                 (Bar::AtMost(most), met) => (format!("≤ {most}"), met),
                 (Bar::AtLeast(least), met) => (format!("≥ {least}"), met),
@@ -170,7 +165,7 @@ impl Ring {
                 None => "",
             };
             ringpilot::say::line(format_args!(
-                "| {} | {} | {by_write} | {by_sendfile} | {bar} | {verdict} |",
+                "| {} | {} | {socket} | {bar} | {verdict} |",
                 figure.what,
                 number(figure.ring),
             ))?;
@@ -187,17 +182,16 @@ impl Ring {
         let file = dir.join("peak.log");
         let mut written = std::fs::File::create(&file)?;
         Load::new(1, 0, self.line_bytes).write(&mut written, self.lines())?;
-        let (mut ring, mut by_write, mut by_sendfile) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ring, mut by_socket) = (Vec::new(), Vec::new());
         let mut memory = Vec::new();
         for round in 0..self.rounds.max(1) {
             let (peak, resident) = ring_peak(program, &file, &dir.join(format!("s{round}")))?;
             ring.push(peak);
             memory.push(resident.rss as f64);
-            by_write.push(socket::peak(&file, socket::By::Write)?);
-            by_sendfile.push(socket::peak(&file, socket::By::Sendfile)?);
+            by_socket.push(socket::peak(&file)?);
         }
         std::fs::remove_file(&file)?;
-        for peak in ring.iter().chain(&by_write).chain(&by_sendfile) {
+        for peak in ring.iter().chain(&by_socket) {
             ensure!(
                 peak.lines == self.lines(),
                 "not every line arrived: {peak:?}"
@@ -205,8 +199,7 @@ impl Ring {
         }
         let mut add = |what, unit, bar, of: &dyn Fn(&Peak) -> f64| {
             let of_all = |all: &[Peak]| middle(all.iter().map(of).collect());
-            let socket = [of_all(&by_write), of_all(&by_sendfile)];
-            to.push(Figure::new(what, unit, of_all(&ring), bar).beside(socket));
+            to.push(Figure::new(what, unit, of_all(&ring), bar).beside(of_all(&by_socket)));
         };
         let per_gigabyte = |seconds: f64, peak: &Peak| seconds / peak.gigabytes();
         add(
@@ -529,10 +522,8 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("a.log");
         Load::new(1, 0, 100).write(&mut std::fs::File::create(&file)?, 5_000)?;
-        for by in [socket::By::Write, socket::By::Sendfile] {
-            let peak = socket::peak(&file, by)?;
-            assert_eq!((peak.bytes, peak.lines), (500_000, 5_000));
-        }
+        let peak = socket::peak(&file)?;
+        assert_eq!((peak.bytes, peak.lines), (500_000, 5_000));
         Ok(())
     }
 }

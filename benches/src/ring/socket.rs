@@ -1,4 +1,5 @@
-//! The ring's honest rival: the same file through a unix stream socket, split into lines at the other end.
+//! The ring's honest rival: the same file through a unix stream socket by `read` and `write` of 64 KiB, split into lines at
+//! the other end.
 //! Invariants: two threads, as the shim and the drain thread are two; the CPU time is each thread's own.
 
 use std::fs::File;
@@ -13,40 +14,23 @@ use memchr::memchr_iter;
 use super::Peak;
 use crate::measure::Cpu;
 
-/// How the sender moves the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
-    /// `read` and `write` of 64 KiB.
-    Write,
-    /// `sendfile`.
-    Sendfile,
-}
-
 /// Sends a file through a socket pair and splits it.
 ///
 /// # Errors
 /// As the kernel gives them.
-pub(super) fn peak(file: &Path, by: By) -> anyhow::Result<Peak> {
+pub(super) fn peak(file: &Path) -> anyhow::Result<Peak> {
     let (mut to, mut from) = UnixStream::pair()?;
     let mut source = File::open(file)?;
     let clock = Instant::now();
     let sender = std::thread::spawn(move || -> anyhow::Result<f64> {
         let before = Cpu::of_thread()?;
-        match by {
-            By::Write => {
-                let mut buffer = vec![0; 64 * 1024];
-                loop {
-                    let read = source.read(&mut buffer)?;
-                    if read == 0 {
-                        break;
-                    }
-                    to.write_all(&buffer[..read])?;
-                }
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let read = source.read(&mut buffer)?;
+            if read == 0 {
+                break;
             }
-            // From a file to a socket the standard library takes `sendfile`.
-            By::Sendfile => {
-                std::io::copy(&mut source, &mut to)?;
-            }
+            to.write_all(&buffer[..read])?;
         }
         Ok((Cpu::of_thread()? - before).total())
     });
