@@ -239,7 +239,8 @@ const TAGS: &[u8] = b"\",\"stream\":\"stdout\",\"docker_container\":\"web\",\"k8
     \"k8s_pod_namespace\":\"shop\",\"k8s_container_name\":\"nginx\",\"k8s_node_name\":\"node-1\",\"index\":\"access\",\
     \"topic\":\"access\",\"host\":\"node-1\",\"env\":\"prod\"}\n";
 
-fn record(out: &mut Vec<u8>, line: &[u8]) {
+/// A record of a line, as long as a real one.
+pub(crate) fn record(out: &mut Vec<u8>, line: &[u8]) {
     out.extend_from_slice(TIME);
     let odd = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
     if line.iter().fold(false, |any, byte| any | odd(byte)) {
@@ -257,7 +258,7 @@ fn record(out: &mut Vec<u8>, line: &[u8]) {
 }
 
 /// An id as long as a real one, by the line's number.
-fn action(out: &mut Vec<u8>, line: u64) {
+pub(crate) fn action(out: &mut Vec<u8>, line: u64) {
     let mut id = [b'0'; 30];
     let mut rest = line;
     for digit in id.iter_mut().rev().take(20) {
@@ -294,20 +295,20 @@ impl Place {
 
 /// One connection, one request at a time.
 #[derive(Debug)]
-struct Bulk {
+pub(crate) struct Bulk {
     stream: TcpStream,
     answer: Vec<u8>,
 }
 
 impl Bulk {
-    fn connect(port: u16) -> io::Result<Self> {
+    pub(crate) fn connect(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
         let answer = Vec::new();
         Ok(Self { stream, answer })
     }
 
-    fn send(&mut self, body: &[u8], records: usize) -> anyhow::Result<()> {
+    pub(crate) fn send(&mut self, body: &[u8], records: usize) -> anyhow::Result<()> {
         write!(
             self.stream,
             "POST /access/_bulk?filter_path=errors,items.*.status,items.*.error HTTP/1.1\r\nhost: localhost\r\n\

@@ -1,13 +1,18 @@
 //! `ringpilot-bench`: argv only; each scenario is a module.
 
+mod compare;
 mod daemon;
 mod elasticsearch;
 mod faults;
 mod floor;
+mod hostile;
 mod load;
 mod measure;
+mod pod;
 mod quiet;
 mod receiver;
+mod ring;
+mod shim;
 mod simulate;
 mod throughput;
 
@@ -35,6 +40,22 @@ enum Scenario {
     Faults(faults::Faults),
     /// What the daemon costs where little happens, and how late a line arrives
     Quiet(quiet::Quiet),
+    /// What the ring costs by itself, beside a unix socket, with the bar of each figure
+    Ring(ring::Ring),
+    /// The same pods, collected as node, sidecar, hybrid and by unix socket
+    Compare(compare::Compare),
+    #[command(
+        hide = true,
+        about = "An end of the comparison's unix socket, in a pod"
+    )]
+    Forwarder(compare::socket::Forwarder),
+    #[command(
+        hide = true,
+        about = "An end of the comparison's unix socket, on the node"
+    )]
+    Collector(compare::socket::Collector),
+    /// Breaks the ring's rules, as a hostile pod would; run by deploy/e2e/hostile
+    Hostile(hostile::Hostile),
     /// Writes numbered lines
     Load(load::ToFile),
     /// Plays an Elasticsearch that takes everything, and checks what it gets
@@ -49,6 +70,11 @@ fn main() -> anyhow::Result<()> {
         Scenario::Throughput(throughput) => throughput.run(),
         Scenario::Faults(faults) => faults.run(),
         Scenario::Quiet(quiet) => quiet.run(),
+        Scenario::Ring(ring) => ring.run(),
+        Scenario::Compare(compare) => compare.run(),
+        Scenario::Forwarder(forwarder) => forwarder.run(),
+        Scenario::Collector(collector) => collector.run(),
+        Scenario::Hostile(hostile) => hostile.run(),
         Scenario::Load(load) => load.run(),
         Scenario::Receiver(receiver) => receiver.run(),
         Scenario::Simulate(simulate) => simulate.run(),

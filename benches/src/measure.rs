@@ -23,7 +23,19 @@ impl Cpu {
     /// # Errors
     /// As the kernel gives them.
     pub(crate) fn of_self() -> io::Result<Self> {
-        let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+        Self::used(UsageWho::RUSAGE_SELF)
+    }
+
+    /// Of this thread alone.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub(crate) fn of_thread() -> io::Result<Self> {
+        Self::used(UsageWho::RUSAGE_THREAD)
+    }
+
+    fn used(who: UsageWho) -> io::Result<Self> {
+        let usage = getrusage(who)?;
         let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         Ok(Self {
             user: seconds(usage.user_time()),
@@ -82,6 +94,36 @@ pub(crate) fn on_cpu(pid: u32) -> io::Result<Duration> {
     Ok(total)
 }
 
+/// How often the living threads of a process have gone to sleep by themselves: as often as they were woken.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn wakes(pid: u32) -> io::Result<u64> {
+    let mut total = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end at any moment.
+        let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        total += line
+            .and_then(|line| line.trim().parse().ok())
+            .unwrap_or(0_u64);
+    }
+    Ok(total)
+}
+
+/// The value that a part of all (0 to 1) does not exceed; they must be in order.
+pub(crate) fn percentile(sorted: &[f64], part: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    sorted.get((last as f64 * part) as usize).copied()
+}
+
+/// The middle of some values, 0 of none.
+pub(crate) fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    percentile(&values, 0.5).unwrap_or(0.0)
+}
+
 /// Memory of a process in bytes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Memory {
@@ -126,7 +168,25 @@ mod tests {
         // Other tests may run and end meanwhile.
         assert!((own.total() - proc.total()).abs() < 0.5, "{own:?} {proc:?}");
         assert!(on_cpu(me)? > Duration::from_millis(1));
+        assert!(Cpu::of_thread()?.total() <= Cpu::of_self()?.total());
         Ok(())
+    }
+
+    #[test]
+    fn who_sleeps_has_been_woken() -> io::Result<()> {
+        let before = wakes(std::process::id())?;
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(wakes(std::process::id())? > before);
+        Ok(())
+    }
+
+    #[test]
+    fn a_part_of_all_is_one_of_them() {
+        let all: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(percentile(&all, 0.5), Some(50.0));
+        assert_eq!(percentile(&all, 0.99), Some(99.0));
+        assert_eq!(percentile(&[], 0.5), None);
+        assert_eq!(middle(vec![3.0, 1.0, 2.0]), 2.0);
     }
 
     #[test]

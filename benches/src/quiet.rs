@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::daemon::{self, Daemon, is_delivered};
 use crate::load::Load;
-use crate::measure::{Memory, on_cpu};
+use crate::measure::{Memory, on_cpu, percentile};
 use crate::receiver::{Received, serve};
 
 /// What the daemon costs where little happens, and how late a line arrives.
@@ -174,11 +174,7 @@ impl Quiet {
             })
             .collect();
         delays.sort_by(f64::total_cmp);
-        let part = |part: f64| {
-            delays
-                .get(((delays.len() as f64 - 1.0) * part) as usize)
-                .copied()
-        };
+        let part = |part: f64| percentile(&delays, part);
         Ok(Cost {
             files: self.files,
             lines,

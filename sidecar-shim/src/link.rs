@@ -228,6 +228,14 @@ impl Link {
         !self.waits && self.ring.is_some() && self.lanes.values().any(|lane| lane.is_open())
     }
 
+    /// Whether a frame of this stream will follow by itself, with its size.
+    pub(crate) fn sends(&self, stream: StreamKey) -> bool {
+        let mut lanes = self.lanes.values();
+        !self.waits
+            && self.ring.is_some()
+            && lanes.any(|lane| lane.stream == stream && lane.is_open())
+    }
+
     /// Something may be there again in these streams' files.
     pub(crate) fn grew(&mut self, stream: StreamKey) {
         for lane in self.lanes.values_mut().filter(|lane| lane.stream == stream) {

@@ -22,8 +22,10 @@ use crate::link::{Link, Sent};
 use crate::settings::Settings;
 use crate::{health, say};
 
-/// Writes to followed files are gathered for so long before they are looked at.
-const GATHER: Duration = Duration::from_millis(100);
+/// Writes to followed files are gathered for so long before they are looked at, and then again until there are none.
+const GATHER: Duration = Duration::from_millis(125);
+/// Sizes and times of a file whose bytes are on their way are told this often: its frames tell its size, too.
+const TELL: Duration = Duration::from_secs(1);
 /// Frames between two looks at anything else.
 const FRAMES_A_TURN: usize = 16;
 /// Between two tries to connect, at least and at most.
@@ -58,6 +60,8 @@ struct Followed {
     existed: bool,
     known: bool,
     finished: bool,
+    /// Its size or time has changed since the daemon was told of them.
+    untold: bool,
 }
 
 /// Where each stream stands.
@@ -93,6 +97,10 @@ struct Shim<'a> {
     epoch: u64,
     heard: Woken,
     look_at: Option<Duration>,
+    /// The next look is for what may have been written since the last: it is none when nothing was.
+    lingers: Option<Duration>,
+    /// What is untold is told then.
+    tell_at: Option<Duration>,
     suspects: Vec<StreamKey>,
     released: Vec<StreamKey>,
     ending: Option<Duration>,
@@ -119,6 +127,8 @@ pub fn run(settings: &Settings, ending: BorrowedFd<'_>) -> io::Result<Ended> {
         epoch: random(),
         heard: Woken::default(),
         look_at: None,
+        lingers: None,
+        tell_at: None,
         suspects: Vec::new(),
         released: Vec::new(),
         ending: None,
@@ -374,6 +384,9 @@ impl Shim<'_> {
 
     fn look(&mut self) -> io::Result<()> {
         let now = self.host.now();
+        if self.ending.is_some() || self.tell_at.is_some_and(|at| now >= at) {
+            self.tell_untold()?;
+        }
         let Some(follower) = &mut self.follower else {
             if let Some(link) = self
                 .link
@@ -394,6 +407,11 @@ impl Shim<'_> {
         }
         self.look_at = None;
         let mut woken = std::mem::take(&mut self.heard);
+        if woken != Woken::default() && self.ending.is_none() {
+            // Who writes goes on writing: listening for its first write would wake once more for each look.
+            self.look_at = Some(now + GATHER);
+            self.lingers = self.look_at;
+        }
         woken.overflow |= self.ending.is_some();
         let suspects = std::mem::take(&mut self.suspects);
         let released = std::mem::take(&mut self.released);
@@ -433,8 +451,31 @@ impl Shim<'_> {
         Ok(())
     }
 
+    /// Tells sizes and times that frames did not tell, or not all of.
+    fn tell_untold(&mut self) -> io::Result<()> {
+        if self.tell_at.take().is_none() {
+            return Ok(());
+        }
+        let Some(link) = self.link.as_mut().filter(|link| link.started) else {
+            return Ok(());
+        };
+        for (stream, followed) in &mut self.files {
+            if std::mem::take(&mut followed.untold) {
+                link.say(&ToDaemon::Changed {
+                    stream: *stream,
+                    stat: followed.stat,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes note of what the follower found, and tells the daemon.
     fn tell(&mut self, event: Event) -> io::Result<()> {
+        if !matches!(event, Event::Changed { .. }) {
+            // What a file came to is known before what became of it.
+            self.tell_untold()?;
+        }
         let messages = self.note(event);
         if let Some(link) = self.link.as_mut().filter(|link| link.started) {
             for message in &messages {
@@ -472,16 +513,25 @@ impl Shim<'_> {
                     existed: one.existed,
                     known: one.known,
                     finished: one.finished,
+                    untold: false,
                 });
                 followed.seen.push((one.want, one.path));
                 return seen(key, followed, &self.wants);
             }
             Event::Changed { stream, stat } => {
-                if let Some(followed) = self.files.get_mut(&stream) {
-                    followed.stat = stat;
-                }
+                let mut sends = false;
                 if let Some(link) = &mut self.link {
                     link.grew(stream);
+                    sends = link.sends(stream) && self.ending.is_none();
+                }
+                if let Some(followed) = self.files.get_mut(&stream) {
+                    followed.stat = stat;
+                    followed.untold = sends;
+                }
+                if sends {
+                    let at = self.host.now() + TELL;
+                    self.tell_at.get_or_insert(at);
+                    return Vec::new();
                 }
                 ToDaemon::Changed { stream, stat }
             }
@@ -532,6 +582,7 @@ impl Shim<'_> {
                     existed: false,
                     known: false,
                     finished: false,
+                    untold: false,
                 };
                 self.files.insert(new, begun);
                 let told = copy.as_ref().map(|copy| CopySeen {
@@ -696,7 +747,8 @@ impl Shim<'_> {
         if let Some(follower) = &self.follower {
             until = until.min(follower.due_at(now));
         }
-        if let Some(at) = self.look_at {
+        // What is untold goes with the next look, if there is to be one.
+        if let Some(at) = self.look_at.or(self.tell_at) {
             until = until.min(at);
         }
         if let Some(at) = self.ending {
@@ -756,6 +808,9 @@ impl Shim<'_> {
         ) {
             // What was written while it was gathered is looked at with the rest.
             let woken = wakes.wait(Duration::ZERO);
+            if woken == Woken::default() && self.look_at == self.lingers {
+                self.look_at = None;
+            }
             self.heard.extend(woken);
         }
         Ok(ends)

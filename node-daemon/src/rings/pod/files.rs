@@ -72,6 +72,7 @@ impl Pod {
                 is_told: true,
                 // A shim that tells of it anew knows nothing of how far it is settled.
                 durable: 0,
+                durable_at: std::time::Duration::ZERO,
             },
         );
         self.numbers.insert(number, key);
@@ -139,6 +140,7 @@ impl Pod {
             finished: false,
             is_told: true,
             durable: 0,
+            durable_at: std::time::Duration::ZERO,
         };
         self.numbers.insert(begun.number, new);
         self.streams.insert(new, begun);

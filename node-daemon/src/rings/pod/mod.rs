@@ -47,6 +47,8 @@ const MOST_KNOWN: usize = 2 * FILES_LIMIT;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// After so long without a breach the next one counts as the first.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(600);
+/// How often a shim hears how far its files are acknowledged, while nothing waits for it: each time it wakes.
+const DURABLE_EACH: Duration = Duration::from_secs(2);
 /// A shim must have said HELLO within this time.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 
@@ -123,6 +125,8 @@ pub(super) struct Link {
     pub(super) empty_wakes: u32,
     pub(super) armed: bool,
     pub(super) busy_at: Duration,
+    /// Until then its bell is waited for, not the tick.
+    hot_until: Duration,
 }
 
 #[derive(Debug)]
@@ -137,13 +141,15 @@ struct Stream {
     /// The shim of this link has told of it.
     is_told: bool,
     durable: u64,
+    /// When `durable` was told last.
+    durable_at: Duration,
 }
 
 /// What a drain did.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Took {
     pub(super) more: bool,
-    /// The ring was full, or nearly.
+    /// There is much in this ring, or was a moment ago.
     pub(super) hot: bool,
 }
 
@@ -259,6 +265,7 @@ impl Pod {
             empty_wakes: 0,
             armed: false,
             busy_at: now,
+            hot_until: Duration::ZERO,
         });
         true
     }
@@ -278,6 +285,8 @@ impl Pod {
         if self.link.as_ref().is_none_or(|link| !link.started) {
             return Ok(());
         }
+        let now = around.host.now();
+        let ending = self.link.as_ref().is_some_and(|link| link.ending);
         let keys: Vec<StreamKey> = self.streams.keys().copied().collect();
         for key in keys {
             if self.streams[&key].file.held() > 4 * 1024 {
@@ -288,8 +297,11 @@ impl Pod {
                 continue;
             };
             one.file.shrink();
-            if let Some(offset) = settled.filter(|offset| *offset > one.durable) {
-                one.durable = offset;
+            // A shim that ends waits for it, and a file that is over is held until it.
+            let awaited = ending || one.finished || one.successor.is_some();
+            let is_due = awaited || now >= one.durable_at + DURABLE_EACH;
+            if let Some(offset) = settled.filter(|offset| is_due && *offset > one.durable) {
+                (one.durable, one.durable_at) = (offset, now);
                 self.say(&ToShim::Durable {
                     stream: key,
                     offset,

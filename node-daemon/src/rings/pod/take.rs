@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ringpilot_shared::follow::{Event, StreamKey};
 use ringpilot_shared::ring::consume::{Frame, frames};
@@ -14,6 +15,11 @@ use ringpilot_shared::wire::handshake::ToShim;
 
 use super::{Around, Fault, Pod, Took, broke};
 use crate::rings::window::{Order, Refused, RingFile};
+
+/// So many bytes in one look make a ring hot: a shim that has more would fill it long before the next tick.
+const HOT: usize = 32 * 1024;
+/// It stays so for a while: at full speed a look may find just the small frame before the ring's end.
+const HOT_FOR: Duration = Duration::from_millis(50);
 
 impl Pod {
     /// Takes what is in the ring, at most what `copy` holds.
@@ -73,10 +79,15 @@ impl Pod {
         self.bytes += payloads as u64;
         let frames = drained.frames as u64;
         around.shared.frames.fetch_add(frames, Ordering::Relaxed);
+        let now = around.host.now();
         if drained.bytes > 0 {
-            link.busy_at = around.host.now();
+            link.busy_at = now;
             link.empty_wakes = 0;
         }
+        if drained.nudge || drained.bytes >= HOT {
+            link.hot_until = now + HOT_FOR;
+        }
+        let hot = now < link.hot_until;
         if drained.nudge {
             self.say(&ToShim::Space {})?;
         }
@@ -105,7 +116,7 @@ impl Pod {
         }
         Ok(Took {
             more: drained.more,
-            hot: drained.nudge || drained.bytes >= copy.len() / 4,
+            hot,
         })
     }
 
