@@ -4,10 +4,14 @@ mod daemon;
 mod elasticsearch;
 mod faults;
 mod floor;
+mod gate;
+mod kafka;
 mod load;
 mod measure;
+mod outputs;
 mod quiet;
 mod receiver;
+mod rotate;
 mod simulate;
 mod throughput;
 
@@ -33,6 +37,10 @@ enum Scenario {
     Throughput(throughput::Throughput),
     /// Kills the daemon, or rotates its files under it, and counts every line
     Faults(faults::Faults),
+    /// Several outputs at once: one that is down or slow, quotas, memory
+    Outputs(outputs::Outputs),
+    /// What a record to Kafka costs, the daemon beside librdkafka's own producer
+    Kafka(kafka::Kafka),
     /// What the daemon costs where little happens, and how late a line arrives
     Quiet(quiet::Quiet),
     /// Writes numbered lines
@@ -48,6 +56,8 @@ fn main() -> anyhow::Result<()> {
         Scenario::Floor(floor) => floor.run(),
         Scenario::Throughput(throughput) => throughput.run(),
         Scenario::Faults(faults) => faults.run(),
+        Scenario::Outputs(outputs) => outputs.run(),
+        Scenario::Kafka(kafka) => kafka.run(),
         Scenario::Quiet(quiet) => quiet.run(),
         Scenario::Load(load) => load.run(),
         Scenario::Receiver(receiver) => receiver.run(),
