@@ -267,6 +267,8 @@ impl Faults {
         written: &BTreeMap<u16, u64>,
     ) -> anyhow::Result<u64> {
         let all: u64 = written.values().sum();
+        // It may have been started again only just now.
+        daemon.wait_until(PATIENCE, |_| true)?;
         let (mut before, mut moved) = (0, Instant::now());
         loop {
             let status = daemon.status()?;

@@ -49,7 +49,7 @@ enum Case {
 /// Length of an ordinary line.
 const LINE_BYTES: usize = 200;
 /// Longer than any wait here takes.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_secs(180);
 /// What the daemon may have resident.
 const MOST_RESIDENT: u64 = 64 << 20;
 

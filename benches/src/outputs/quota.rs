@@ -62,26 +62,28 @@ impl Outputs {
             lost["quota"]["bytes"].as_u64().unwrap_or_default()
         };
         daemon.wait_until(LONG, |status| {
-            let account = &status["ledger"]["well"]["delivered"]["lines"];
-            account.as_u64() == Some(written) && lost(status, "down") + QUOTA >= deleted
+            let lines = &status["ledger"]["well"]["delivered"]["lines"];
+            // What is unread of a file is lost once what was read of it is settled.
+            let in_flight = status["ledger"]["down"]["in_flight"]["bytes"].as_u64();
+            lines.as_u64() == Some(written)
+                && lost(status, "down") + in_flight.unwrap_or_default() + QUOTA >= deleted
         })?;
         std::thread::sleep(Duration::from_secs(12).saturating_sub(begun.elapsed()));
-        let over = lost(&daemon.status()?, "down");
 
         door.open();
         daemon.wait_until(LONG, is_delivered)?;
         let status = daemon.status()?;
+        let over = lost(&status, "down");
         daemon.end(Signal::SIGTERM)?;
         let (arrived, repeated) = self.arrived(&receiver)?;
         let account = &status["ledger"]["down"];
-        let lines = |of: &str| account[of]["lines"].as_u64().unwrap_or_default();
         ringpilot::say::line(format_args!(
             "quota: {written} lines written, {:.1} MB of them in files deleted unread, {:.1} MB may be held; arrived \
-             {arrived} (twice {repeated}), lost by quota {} lines, {:.1} MB; the other output lost {}",
+             {arrived} (twice {repeated}), lost by quota {} bytes, {} lines; the other output lost {}",
             megabytes(deleted),
             megabytes(QUOTA),
-            lines("lost"),
-            megabytes(over),
+            over,
+            over / LINE_BYTES as u64,
             status["ledger"]["well"]["lost"]["bytes"],
         ))?;
         let file = LINES * LINE_BYTES as u64;
