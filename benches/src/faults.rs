@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use serde::Serialize;
 use crate::daemon::{self, Daemon, is_delivered};
 use crate::elasticsearch;
 use crate::load::{Load, Numbers, Seen};
+use crate::rotate::{Log, ROTATIONS, Rotation};
 
 /// Kills the daemon, or rotates its files under it, and counts every line.
 #[derive(Debug, Clone, clap::Args)]
@@ -75,6 +75,8 @@ pub(crate) enum Case {
     Rotations,
     /// Nothing but writes, for as long as files are rotated with `rotations`: what happens to the server is another's.
     Steady,
+    /// The daemon stays; files that all begin with the same 2,000 bytes are copied and truncated every 300 ms.
+    Heads,
     /// The daemon stays; containers live 100 ms to 3 s and are removed at once.
     Lives,
 }
@@ -89,6 +91,8 @@ pub(crate) struct Counted {
     pub(crate) arrived: u64,
     /// Lines that arrived once more.
     pub(crate) repeated: u64,
+    /// Lines that the daemon says are lost.
+    pub(crate) lost: u64,
     /// How often the daemon was killed.
     pub(crate) kills: u32,
     /// How often a file was rotated.
@@ -96,23 +100,17 @@ pub(crate) struct Counted {
     seconds: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rotation {
-    Rename,
-    CopyTruncate,
-    Recreate,
-    SymlinkSwap,
-}
-
-const ROTATIONS: [Rotation; 4] = [
-    Rotation::Rename,
-    Rotation::CopyTruncate,
-    Rotation::Recreate,
-    Rotation::SymlinkSwap,
-];
 const LINE_BYTES: usize = 200;
 /// Rotated files that stay.
 const KEEP: u64 = 10;
+/// The same before a server, which may fall behind for minutes: what a killed daemon no longer holds must have a name.
+const KEEP_FOR_SERVER: u64 = 40;
+/// How long nothing may move until what has not arrived counts as missing.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Lines that every file begins with, with `heads`.
+const HEAD_LINES: u64 = 10;
+/// Stands for these lines: they have no number.
+const HEADS: u16 = u16::MAX;
 /// How often a writer writes.
 const TICK: Duration = Duration::from_millis(20);
 /// How often a file is rotated, with `rotations`.
@@ -132,7 +130,7 @@ impl Faults {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         if !self.json {
             ringpilot::say::line(
-                "case         written      arrived   twice   kills   rotations   seconds",
+                "case         written      arrived   twice    lost   kills   rotations   seconds",
             )?;
         }
         for case in &self.case {
@@ -152,19 +150,21 @@ impl Faults {
             } else {
                 let name = format!("{:?}", counted.case).to_lowercase();
                 ringpilot::say::line(format_args!(
-                    "{name:<9} {:>10} {:>12} {:>7} {:>7} {:>11} {:>9.1}",
+                    "{name:<9} {:>10} {:>12} {:>7} {:>7} {:>7} {:>11} {:>9.1}",
                     counted.written,
                     counted.arrived,
                     counted.repeated,
+                    counted.lost,
                     counted.kills,
                     counted.rotations,
                     counted.seconds,
                 ))?;
             }
-            if counted.arrived != counted.written || counted.repeated != 0 {
+            if counted.arrived != counted.written || counted.repeated != 0 || counted.lost != 0 {
                 let error = anyhow::anyhow!(
-                    "{} lines are missing, {} are twice",
-                    counted.written - counted.arrived,
+                    "{} lines are missing, of which the daemon counts {} as lost; {} are twice",
+                    counted.written.saturating_sub(counted.arrived),
+                    counted.lost,
                     counted.repeated
                 );
                 return Err(kept(error, dir));
@@ -183,7 +183,10 @@ impl Faults {
             None => "false".to_owned(),
         };
         let output = match &self.server {
-            Some(url) => format!("{{type: elasticsearch, hosts: [\"{url}\"], index: fault}}"),
+            Some(url) => format!(
+                "{{type: elasticsearch, hosts: [\"{url}\"], index: \"{}-{{date}}\"}}",
+                index(case)
+            ),
             None => format!(
                 "{{type: file, path: \"{}/out/{{target}}.ndjson\"}}",
                 dir.display()
@@ -207,10 +210,9 @@ impl Faults {
         std::thread::scope(|scope| -> anyhow::Result<()> {
             let (stop, logs) = (&stop, &logs);
             let files = if case == Case::Lives { 0 } else { self.files };
-            let containers = if case == Case::Rotations {
-                0
-            } else {
-                self.containers
+            let containers = match case {
+                Case::Rotations | Case::Heads => 0,
+                _ => self.containers,
             };
             let rate = self.rate / u64::from(files + containers).max(1);
             let writers: Vec<_> = (0..files)
@@ -219,10 +221,13 @@ impl Faults {
             // They stop whatever happens to the daemon.
             let happened = match case {
                 Case::Kills => self.kill_often(&mut daemon, containers, rate, &mut written),
-                Case::Rotations | Case::Steady => {
-                    std::thread::sleep(Duration::from_secs(self.seconds));
-                    Ok(0)
-                }
+                Case::Rotations | Case::Heads | Case::Steady => self
+                    .start_writers(containers, rate, self.seconds, &mut written)
+                    .and_then(|running| {
+                        std::thread::sleep(Duration::from_secs(self.seconds));
+                        wait_for(running)
+                    })
+                    .map(|()| 0),
                 Case::Lives => self.live_and_end(&mut written).map(|()| 0),
             };
             stop.store(true, Ordering::Relaxed);
@@ -230,30 +235,58 @@ impl Faults {
                 let (lines, rotated) = writer.join().expect("a writer panicked")?;
                 written.insert(file, lines);
                 rotations += rotated;
+                if case == Case::Heads {
+                    *written.entry(HEADS).or_default() += HEAD_LINES * (rotated + 1);
+                }
             }
             kills = happened?;
             Ok(())
         })?;
         let all = written.values().sum();
-        // What was written last is seen at once, but not at the same instant.
-        let mut arrived = (0, 0);
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while arrived.0 < all && Instant::now() < deadline {
-            daemon.wait_until(Duration::from_secs(120), is_delivered)?;
-            std::thread::sleep(Duration::from_secs(1));
-            arrived = self.count(dir, &written)?;
-        }
+        let lost = self.settle(case, dir, &daemon, &written)?;
         daemon.end(Signal::SIGTERM)?;
-        let (arrived, repeated) = self.count(dir, &written)?;
+        let (arrived, repeated) = self.count(case, dir, &written)?;
         Ok(Counted {
             case,
             written: all,
             arrived,
             repeated,
+            lost,
             kills,
             rotations,
             seconds: begun.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Waits until everything has arrived or is counted as lost, or nothing has moved for two minutes; the lines lost.
+    fn settle(
+        &self,
+        case: Case,
+        dir: &Path,
+        daemon: &Daemon,
+        written: &BTreeMap<u16, u64>,
+    ) -> anyhow::Result<u64> {
+        let all: u64 = written.values().sum();
+        // It may have been started again only just now.
+        daemon.wait_until(PATIENCE, |_| true)?;
+        let (mut before, mut moved) = (0, Instant::now());
+        loop {
+            let status = daemon.status()?;
+            let account = &status["ledger"]["to"];
+            let lines = |of: &str| account[of]["lines"].as_u64().unwrap_or_default();
+            let (delivered, lost) = (lines("delivered"), lines("lost"));
+            // What was written last is seen at once, but not at the same instant.
+            std::thread::sleep(Duration::from_secs(1));
+            if is_delivered(&status) && self.count(case, dir, written)?.0 + lost >= all {
+                return Ok(lost);
+            }
+            if delivered != before {
+                (before, moved) = (delivered, Instant::now());
+            }
+            if moved.elapsed() > PATIENCE {
+                return Ok(lost);
+            }
+        }
     }
 
     /// Writes one file until `stop`; how many lines, and how often it was rotated.
@@ -269,9 +302,21 @@ impl Faults {
         std::fs::create_dir(&dir)?;
         let rotation = match case {
             Case::Rotations => ROTATIONS[usize::from(file) % ROTATIONS.len()],
+            Case::Heads => Rotation::CopyTruncate,
             _ => Rotation::Rename,
         };
-        let mut log = Log::new(&dir, rotation)?;
+        let keep = if self.server.is_some() {
+            KEEP_FOR_SERVER
+        } else {
+            KEEP
+        };
+        let mut log = Log::new(&dir, rotation, keep)?;
+        let head = if case == Case::Heads {
+            head()
+        } else {
+            Vec::new()
+        };
+        log.file.write_all(&head)?;
         let load = Load::new(self.seed, file, LINE_BYTES);
         let begun = Instant::now();
         let (mut lines, mut block, mut rotated_at) = (0, Vec::new(), begun);
@@ -285,18 +330,52 @@ impl Faults {
             log.file.write_all(&block)?;
             // By time in both cases; with kills seldom enough that what is kept outlasts a start.
             let every = match (case, &self.server) {
-                (Case::Rotations, _) => ROTATE_EVERY,
+                (Case::Rotations | Case::Heads, _) => ROTATE_EVERY,
                 (_, None) => 4 * ROTATE_EVERY,
                 // A server falls behind, and what a killed daemon no longer holds must still have a name.
                 (_, Some(_)) => 20 * ROTATE_EVERY,
             };
             if rotated_at.elapsed() >= every {
                 log.rotate()?;
+                log.file.write_all(&head)?;
                 rotated_at = Instant::now();
             }
             std::thread::sleep(TICK);
         }
         Ok((lines, log.rotations))
+    }
+
+    /// Starts containers that write for about `seconds`.
+    fn start_writers(
+        &self,
+        containers: u16,
+        rate: u64,
+        seconds: u64,
+        written: &mut BTreeMap<u16, u64>,
+    ) -> anyhow::Result<Vec<Child>> {
+        let lines = rate / LINE_BYTES as u64 * seconds;
+        let mut running = Vec::new();
+        for container in 0..containers {
+            let source = CONTAINER + container;
+            let script = writes(source, lines, rate / LINE_BYTES as u64, "/dev/stdout");
+            let child = self
+                .docker()?
+                .args([
+                    "run",
+                    "--rm",
+                    "--network",
+                    "none",
+                    "--log-opt",
+                    "max-size=2m",
+                ])
+                .args(["--log-opt", "max-file=20", "-e", "aliyun_logs_busy=stdout"])
+                .args(["box", &script])
+                .stdout(Stdio::null())
+                .spawn()?;
+            running.push(child);
+            written.insert(source, lines);
+        }
+        Ok(running)
     }
 
     /// Kills and starts the daemon, while containers write too.
@@ -308,21 +387,7 @@ impl Faults {
         written: &mut BTreeMap<u16, u64>,
     ) -> anyhow::Result<u32> {
         // About as long as the kills take.
-        let lines = rate / LINE_BYTES as u64 * u64::from(self.kills);
-        let mut running = Vec::new();
-        for container in 0..containers {
-            let source = CONTAINER + container;
-            let script = writes(source, lines, rate / LINE_BYTES as u64, "/dev/stdout");
-            let child = self
-                .docker()?
-                .args(["run", "--network", "none", "--log-opt", "max-size=2m"])
-                .args(["--log-opt", "max-file=20", "-e", "aliyun_logs_busy=stdout"])
-                .args(["--name", &format!("busy-{container}"), "box", &script])
-                .stdout(Stdio::null())
-                .spawn()?;
-            running.push(child);
-            written.insert(source, lines);
-        }
+        let running = self.start_writers(containers, rate, u64::from(self.kills), written)?;
         let mut state = self.seed;
         for _ in 0..self.kills {
             state = state
@@ -335,9 +400,7 @@ impl Faults {
             daemon.end(Signal::SIGKILL)?;
             daemon.start()?;
         }
-        for mut child in running {
-            ensure!(child.wait()?.success(), "a container failed");
-        }
+        wait_for(running)?;
         Ok(self.kills)
     }
 
@@ -385,10 +448,18 @@ impl Faults {
     }
 
     /// How many of the lines written have arrived, and how many once more.
-    fn count(&self, dir: &Path, written: &BTreeMap<u16, u64>) -> anyhow::Result<(u64, u64)> {
+    fn count(
+        &self,
+        case: Case,
+        dir: &Path,
+        written: &BTreeMap<u16, u64>,
+    ) -> anyhow::Result<(u64, u64)> {
         let mut arrived = Arrived::new(written);
         match &self.server {
-            Some(url) => elasticsearch::each_message(url, "fault", |text| arrived.note(text))?,
+            Some(url) => {
+                let indices = format!("{}-*", index(case));
+                elasticsearch::each_message(url, &indices, |text| arrived.note(text))?;
+            }
             None => {
                 let mut line = Vec::new();
                 for entry in std::fs::read_dir(dir.join("out"))? {
@@ -416,6 +487,25 @@ impl Faults {
     }
 }
 
+/// What an Elasticsearch's indices begin with.
+fn index(case: Case) -> String {
+    format!("fault-{case:?}").to_lowercase()
+}
+
+/// What every file begins with: longer than what a file is known again by.
+fn head() -> Vec<u8> {
+    let line = format!("{:=<width$}\n", "head ", width = LINE_BYTES - 1);
+    line.repeat(HEAD_LINES as usize).into_bytes()
+}
+
+/// Waits for containers to end.
+fn wait_for(running: Vec<Child>) -> anyhow::Result<()> {
+    for mut child in running {
+        ensure!(child.wait()?.success(), "a container failed");
+    }
+    Ok(())
+}
+
 /// A script of busybox that writes numbered lines, at most `per_second` of them unless that is 0.
 fn writes(source: u16, lines: u64, per_second: u64, to: &str) -> String {
     let pace = match per_second {
@@ -431,84 +521,13 @@ fn writes(source: u16, lines: u64, per_second: u64, to: &str) -> String {
     )
 }
 
-/// A log that is rotated.
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    rotation: Rotation,
-    file: File,
-    rotations: u64,
-}
-
-impl Log {
-    fn new(dir: &Path, rotation: Rotation) -> std::io::Result<Self> {
-        let path = dir.join("app.log");
-        let file = if rotation == Rotation::SymlinkSwap {
-            let target = dir.join("life.0");
-            symlink(&target, &path)?;
-            File::create(target)?
-        } else {
-            File::options().create(true).append(true).open(&path)?
-        };
-        Ok(Self {
-            path,
-            rotation,
-            file,
-            rotations: 0,
-        })
-    }
-
-    /// A rotated form's name: higher is older, as logrotate has it.
-    fn older(&self, number: u64) -> PathBuf {
-        self.path.with_extension(format!("log.{number}"))
-    }
-
-    fn shift(&self) {
-        for number in (1..=KEEP).rev() {
-            // There may be none yet.
-            drop(std::fs::rename(self.older(number), self.older(number + 1)));
-        }
-        drop(std::fs::remove_file(self.older(KEEP + 1)));
-    }
-
-    fn rotate(&mut self) -> std::io::Result<()> {
-        self.rotations += 1;
-        let create = || File::options().create(true).append(true).open(&self.path);
-        match self.rotation {
-            Rotation::Rename => {
-                self.shift();
-                std::fs::rename(&self.path, self.older(1))?;
-                self.file = create()?;
-            }
-            Rotation::CopyTruncate => {
-                self.shift();
-                std::fs::copy(&self.path, self.older(1))?;
-                self.file.set_len(0)?;
-            }
-            Rotation::Recreate => {
-                std::fs::remove_file(&self.path)?;
-                self.file = create()?;
-            }
-            Rotation::SymlinkSwap => {
-                let life = |number: u64| self.path.with_file_name(format!("life.{number}"));
-                self.file = File::create(life(self.rotations))?;
-                let swap = self.path.with_file_name("swap");
-                symlink(life(self.rotations), &swap)?;
-                std::fs::rename(swap, &self.path)?;
-                if let Some(old) = self.rotations.checked_sub(KEEP) {
-                    std::fs::remove_file(life(old))?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What has arrived of what was written.
 struct Arrived<'written> {
     written: &'written BTreeMap<u16, u64>,
     numbers: Numbers,
     seen: BTreeMap<u16, Seen>,
+    /// Lines of the same head.
+    heads: u64,
 }
 
 impl<'written> Arrived<'written> {
@@ -517,11 +536,16 @@ impl<'written> Arrived<'written> {
             written,
             numbers: Numbers::default(),
             seen: BTreeMap::new(),
+            heads: 0,
         }
     }
 
     /// Notes a record. An error where nobody has written it.
     fn note(&mut self, record: &[u8]) -> anyhow::Result<()> {
+        if memchr::memmem::find(record, b"head ====").is_some() {
+            self.heads += 1;
+            return Ok(());
+        }
         let (source, sequence) = self
             .numbers
             .of(record)
@@ -537,8 +561,13 @@ impl<'written> Arrived<'written> {
 
     /// How many lines, and how many came once more.
     fn sums(&self) -> (u64, u64) {
-        let sum = |of: &dyn Fn(&Seen) -> u64| self.seen.values().map(of).sum();
-        (sum(&|seen| seen.distinct), sum(&|seen| seen.repeated))
+        let sum = |of: &dyn Fn(&Seen) -> u64| self.seen.values().map(of).sum::<u64>();
+        // Nobody can tell which of them came twice, only how many.
+        let heads = self.written.get(&HEADS).copied().unwrap_or_default();
+        (
+            sum(&|seen| seen.distinct) + self.heads.min(heads),
+            sum(&|seen| seen.repeated) + self.heads.saturating_sub(heads),
+        )
     }
 }
 

@@ -5,13 +5,17 @@ mod daemon;
 mod elasticsearch;
 mod faults;
 mod floor;
+mod gate;
 mod hostile;
+mod kafka;
 mod load;
 mod measure;
+mod outputs;
 mod pod;
 mod quiet;
 mod receiver;
 mod ring;
+mod rotate;
 mod shim;
 mod simulate;
 mod throughput;
@@ -38,6 +42,10 @@ enum Scenario {
     Throughput(throughput::Throughput),
     /// Kills the daemon, or rotates its files under it, and counts every line
     Faults(faults::Faults),
+    /// Several outputs at once: one that is down or slow, quotas, memory
+    Outputs(outputs::Outputs),
+    /// What a record to Kafka costs, the daemon beside librdkafka's own producer
+    Kafka(kafka::Kafka),
     /// What the daemon costs where little happens, and how late a line arrives
     Quiet(quiet::Quiet),
     /// What the ring costs by itself, beside a unix socket, with the bar of each figure
@@ -69,6 +77,8 @@ fn main() -> anyhow::Result<()> {
         Scenario::Floor(floor) => floor.run(),
         Scenario::Throughput(throughput) => throughput.run(),
         Scenario::Faults(faults) => faults.run(),
+        Scenario::Outputs(outputs) => outputs.run(),
+        Scenario::Kafka(kafka) => kafka.run(),
         Scenario::Quiet(quiet) => quiet.run(),
         Scenario::Ring(ring) => ring.run(),
         Scenario::Compare(compare) => compare.run(),

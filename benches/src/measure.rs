@@ -1,5 +1,5 @@
 //! What a process has cost: CPU time and memory, its own or another's.
-//! Source: getrusage(2); proc(5): `stat`, `task/*/schedstat`, `smaps_rollup`.
+//! Source: getrusage(2); proc(5): `stat`, `task/*/schedstat`, `smaps_rollup`, `status`.
 
 use std::io;
 use std::time::Duration;
@@ -151,6 +151,17 @@ impl Memory {
     }
 }
 
+/// The most a process has had resident so far, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn peak_rss(pid: u32) -> io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    Ok(kib.ok_or(io::ErrorKind::InvalidData)? * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +207,7 @@ mod tests {
             memory.pss > 100_000 && memory.pss <= memory.rss,
             "{memory:?}"
         );
+        assert!(peak_rss(std::process::id())? >= memory.rss / 2);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Throughput: what the daemon costs for the same work as the floor, as a process of its own from its start to its end.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub(crate) struct Throughput {
     /// Length of a line, its end included
     #[arg(long, default_value_t = 200)]
     line_bytes: usize,
+    /// To how many outputs of this kind, each of which gets every line; several with commas
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    outputs: Vec<u16>,
     /// How often each is run; the least and the median are shown
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -75,6 +79,7 @@ struct Cost {
     to: To,
     format: Format,
     lines: u64,
+    outputs: u16,
     /// Least first.
     cpu_seconds: Vec<f64>,
     wall_seconds: Vec<f64>,
@@ -105,11 +110,12 @@ impl Throughput {
         self.write_input(&input)?;
         if !self.json {
             ringpilot::say::line(
-                "to       lines   CPU s (least, median)   wall s   lines/CPU s   peak RSS",
+                "to    outputs    lines   CPU s (least, median)   wall s   lines/CPU s   peak RSS",
             )?;
         }
-        for to in &self.to {
-            let cost = self.measure(&program, *to, &input, dir.path())?;
+        let kinds = self.to.iter();
+        for (to, outputs) in kinds.flat_map(|to| self.outputs.iter().map(move |n| (to, *n))) {
+            let cost = self.measure(&program, *to, outputs, &input, dir.path())?;
             if self.json {
                 ringpilot::say::line(serde_json::to_string(&cost)?)?;
                 continue;
@@ -117,7 +123,8 @@ impl Throughput {
             let name = format!("{to:?}").to_lowercase();
             let middle = cost.cpu_seconds.len() / 2;
             ringpilot::say::line(format_args!(
-                "{name:<5} {:>8} {:>10.2} {:>10.2} {:>8.2} {:>13.0} {:>7.1}MB",
+                "{name:<5} {:>7} {:>8} {:>10.2} {:>10.2} {:>8.2} {:>13.0} {:>7.1}MB",
+                cost.outputs,
                 cost.lines,
                 cost.cpu_seconds[0],
                 cost.cpu_seconds[middle],
@@ -150,23 +157,33 @@ impl Throughput {
         Ok(file.flush()?)
     }
 
-    fn measure(&self, program: &Path, to: To, input: &Path, dir: &Path) -> anyhow::Result<Cost> {
+    fn measure(
+        &self,
+        program: &Path,
+        to: To,
+        outputs: u16,
+        input: &Path,
+        dir: &Path,
+    ) -> anyhow::Result<Cost> {
         let mut cost = Cost {
             scenario: "throughput",
             to,
             format: self.format,
             lines: self.lines,
+            outputs,
             cpu_seconds: Vec::new(),
             wall_seconds: Vec::new(),
             lines_per_cpu_second: 0.0,
             peak_rss_bytes: 0,
         };
         for _ in 0..self.runs.max(1) {
-            let receiver = match to {
-                To::Bulk => Some(Running::start()?),
-                _ => None,
+            let receivers: Vec<Running> = match to {
+                To::Bulk => (0..outputs)
+                    .map(|_| Running::start())
+                    .collect::<Result<_, _>>()?,
+                _ => Vec::new(),
             };
-            let config = self.config(to, input, dir, receiver.as_ref())?;
+            let config = self.config(to, outputs, input, dir, &receivers)?;
             let children = || -> anyhow::Result<f64> {
                 let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
                 let seconds =
@@ -190,14 +207,15 @@ impl Throughput {
                 done.status
             );
             let report: serde_json::Value = serde_json::from_slice(&done.stdout)?;
-            let records = report[0]["ledger"]["d"]["records"].as_u64();
-            ensure!(
-                records == Some(self.lines),
-                "{:?} of {} lines were delivered",
-                records,
-                self.lines
-            );
-            if let Some(receiver) = &receiver {
+            for output in 0..usize::from(outputs) {
+                let records = report[output]["ledger"]["d"]["records"].as_u64();
+                ensure!(
+                    records == Some(self.lines),
+                    "{records:?} of {} lines were delivered",
+                    self.lines
+                );
+            }
+            for receiver in &receivers {
                 let tally = receiver.tally()?;
                 ensure!(
                     tally.records == self.lines && tally.repeated == 0,
@@ -216,24 +234,29 @@ impl Throughput {
     fn config(
         &self,
         to: To,
+        outputs: u16,
         input: &Path,
         dir: &Path,
-        receiver: Option<&Running>,
+        receivers: &[Running],
     ) -> anyhow::Result<PathBuf> {
-        let output = match (to, receiver) {
-            (To::File, _) => {
-                let written = dir.join("records.ndjson");
-                if written.exists() {
-                    std::fs::remove_file(&written)?;
+        let mut all = String::new();
+        for output in 0..usize::from(outputs) {
+            let settings = match (to, receivers.get(output)) {
+                (To::File, _) => {
+                    let written = dir.join(format!("records-{output}.ndjson"));
+                    if written.exists() {
+                        std::fs::remove_file(&written)?;
+                    }
+                    format!("{{type: file, path: {}}}", written.display())
                 }
-                format!("{{type: file, path: {}}}", written.display())
-            }
-            (To::Bulk, Some(receiver)) => format!(
-                "{{type: elasticsearch, hosts: [\"http://127.0.0.1:{}\"]}}",
-                receiver.port
-            ),
-            _ => "{type: \"null\"}".to_owned(),
-        };
+                (To::Bulk, Some(receiver)) => format!(
+                    "{{type: elasticsearch, hosts: [\"http://127.0.0.1:{}\"]}}",
+                    receiver.port
+                ),
+                _ => "{type: \"null\"}".to_owned(),
+            };
+            writeln!(all, "  out-{output}: {settings}")?;
+        }
         let format = match self.format {
             Format::None => "none".to_owned(),
             Format::Nginx => "nginx".to_owned(),
@@ -252,7 +275,7 @@ impl Throughput {
                  discover: {{docker: false, cri: false, rings: false}}\n\
                  sources:\n  - name: bench\n    path: {}\n    format: {format}\n\
                  \x20   tags: {{a: one, b: two, c: three, d: four, e: five}}\n\
-                 outputs:\n  out: {output}\n",
+                 outputs:\n{all}",
                 dir.join("data").display(),
                 input.display(),
             )

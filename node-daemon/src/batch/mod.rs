@@ -101,27 +101,38 @@ impl Drop for Hold {
 
 /// Buffers of chunks, used again: a fresh one would cost a page fault for every 4 KiB.
 #[derive(Debug, Default)]
-pub struct Pool(Mutex<Vec<Vec<u8>>>);
+pub struct Pool(Mutex<Pooled>);
 
-/// Buffers kept; more than are ever filled at once are given back to the system.
-const POOLED: usize = 16;
-/// A larger one is not kept.
-const POOLED_BYTES: usize = 4 * 1024 * 1024;
+#[derive(Debug, Default)]
+struct Pooled {
+    buffers: Vec<Vec<u8>>,
+    /// Their capacities together.
+    bytes: usize,
+}
+
+/// Bytes of all buffers kept, which count against no budget: about what one batch gives back at once.
+const POOLED_BYTES: usize = 8 * 1024 * 1024;
+/// A larger one is not kept: long lines would fill the pool with buffers that short ones need not.
+const LARGEST_POOLED_BYTES: usize = 2 * 1024 * 1024;
 
 impl Pool {
     /// An empty buffer.
     pub fn take(&self) -> Vec<u8> {
-        self.0.lock().pop().unwrap_or_default()
+        let mut pooled = self.0.lock();
+        let buffer = pooled.buffers.pop().unwrap_or_default();
+        pooled.bytes -= buffer.capacity();
+        buffer
     }
     /// Gives a buffer back.
     pub fn give(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == 0 || buffer.capacity() > POOLED_BYTES {
+        if buffer.capacity() == 0 || buffer.capacity() > LARGEST_POOLED_BYTES {
             return;
         }
         buffer.clear();
         let mut pooled = self.0.lock();
-        if pooled.len() < POOLED {
-            pooled.push(buffer);
+        if pooled.bytes + buffer.capacity() <= POOLED_BYTES {
+            pooled.bytes += buffer.capacity();
+            pooled.buffers.push(buffer);
         }
     }
     /// The buffer as bytes that come back here when nobody holds them any more.
@@ -187,5 +198,25 @@ impl Batch {
             .flat_map(|chunk| (0..chunk.records.len()).map(move |n| (chunk, chunk.record(n))))
             .enumerate()
             .map(|(n, (chunk, bytes))| (n, chunk, bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_kept_for_later_stay_within_their_bound_however_many_and_large_come_back() {
+        let pool = Pool::default();
+        for size in [1 << 10, 700 << 10, 2 << 20, 5 << 20, 64 << 10] {
+            for _ in 0..64 {
+                pool.give(Vec::with_capacity(size));
+                let kept: usize = (pool.0.lock().buffers.iter().map(Vec::capacity)).sum();
+                assert_eq!(kept, pool.0.lock().bytes);
+                assert!(kept <= POOLED_BYTES);
+            }
+        }
+        while pool.take().capacity() > 0 {}
+        assert_eq!(pool.0.lock().bytes, 0);
     }
 }

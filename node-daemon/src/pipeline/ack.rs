@@ -140,9 +140,12 @@ impl State {
             Err(cause) => {
                 let cause: Arc<str> = cause.into();
                 let shipper = &mut self.plan.outputs[output].shipper;
-                shipper.refuse_again(&refused, now, &cause);
+                let finished = shipper.refuse_again(&refused, now, &cause);
+                self.settle(output, finished);
             }
             Ok(kept) => {
+                let shipper = &mut self.plan.outputs[output].shipper;
+                shipper.letters_kept(&refused, now);
                 let mut touched = BTreeSet::new();
                 for (i, refusal) in refused.iter().enumerate() {
                     let Some((chunk, n, span)) = locate(refusal) else {

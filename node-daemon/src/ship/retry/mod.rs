@@ -482,13 +482,16 @@ impl Shipper {
         };
         *self.counts.requests.entry(ended).or_default() += 1;
         self.pause = Pause::default();
-        if again.is_empty() {
+        // Whether what was refused can be written down is not known yet: `letters_kept` or `refuse_again` follows.
+        if again.is_empty() && finished.refused.is_empty() {
             self.note_trouble(now, None);
         }
         if again.is_empty() {
             self.allowed = (self.allowed + 1.0 / STEP_UP_AFTER).min(self.most_in_flight);
             self.let_go(&name, &load);
-            if let Some(target) = self.targets.get_mut(&name) {
+            if let Some(target) = self.targets.get_mut(&name)
+                && finished.refused.is_empty()
+            {
                 target.pause = Pause::default();
             }
         } else {
@@ -538,21 +541,43 @@ impl Shipper {
         self.counts.trouble = cause.cloned();
     }
 
-    /// Puts refused records of one load back: their dead letters could not be written. Their target waits.
-    pub fn refuse_again(&mut self, refused: &[Refusal], now: Duration, cause: &Arc<str>) {
+    /// Refused records of one load are dead letters now: all of it is settled.
+    pub fn letters_kept(&mut self, refused: &[Refusal], now: Duration) {
         let Some(first) = refused.first() else {
             return;
+        };
+        // Another part of the batch may still have to be sent again: that says itself what is wrong.
+        if self.is_held(&first.batch.target, first.batch.id) {
+            return;
+        }
+        if let Some(target) = self.targets.get_mut(&first.batch.target) {
+            target.pause = Pause::default();
+        }
+        self.note_trouble(now, None);
+    }
+
+    /// Puts refused records of one load back: their dead letters could not be written. Their target waits; what leaves
+    /// memory for it is given back.
+    pub fn refuse_again(
+        &mut self,
+        refused: &[Refusal],
+        now: Duration,
+        cause: &Arc<str>,
+    ) -> Finished {
+        let mut finished = Finished::default();
+        let Some(first) = refused.first() else {
+            return finished;
         };
         let name = Arc::clone(&first.batch.target);
         let is_held = self.is_held(&name, first.batch.id);
         let random = self.random();
         let Some(target) = self.targets.get_mut(&name) else {
-            return;
+            return finished;
         };
-        let cause = Arc::clone(cause);
+        let why = Arc::clone(cause);
         target
             .pause
-            .grow(now, self.min_backoff, self.max_backoff, random, cause);
+            .grow(now, self.min_backoff, self.max_backoff, random, why);
         if !is_held {
             let bytes: usize = first.batch.chunks.iter().map(|c| c.bytes.len()).sum();
             target.held += bytes;
@@ -563,7 +588,11 @@ impl Shipper {
             records: Some(refused.iter().map(|refusal| refusal.record).collect()),
             after: Arc::from([]),
         };
+        self.note_trouble(now, Some(cause));
+        self.counts.last_trouble = Some(Arc::clone(cause));
         self.put_back(&name, vec![load]);
+        self.shed(&name, &mut finished);
+        finished
     }
 
     fn pause_output(&mut self, now: Duration, cause: Arc<str>) {
@@ -832,3 +861,6 @@ fn halves(load: &Load) -> Vec<Load> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
