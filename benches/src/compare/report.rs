@@ -9,6 +9,8 @@ use super::{Compare, Cost};
 const POD_PERCENT: f64 = 0.05;
 /// Memory that it may.
 const POD_BYTES: u64 = 2_000_000;
+/// Connections of one daemon at the sink: as many as its output has requests at a time (`concurrency`), by default.
+const ONE_SET: usize = 4;
 
 /// Markdown: each way a line, then the bars.
 pub(super) fn table(
@@ -90,13 +92,11 @@ fn bars(out: &mut String, asked: &Compare, costs: &[Cost]) -> std::fmt::Result {
             "1.5".to_owned(),
             times <= 1.5,
         )?;
-        // A set grows and shrinks with the load.
-        let most = 2 * node.connections;
         bar(
             "connections at the sink: one daemon's set",
             hybrid.connections.to_string(),
-            format!("twice node's: {most}"),
-            hybrid.connections <= most,
+            ONE_SET.to_string(),
+            hybrid.connections <= ONE_SET,
         )?;
     }
     if let Some(sidecar) = of(Way::Sidecar) {
