@@ -265,6 +265,15 @@ impl State {
             && (seen.stream.generation > 0
                 || seen.identity.birth_ns.is_none()
                 || self.needs_record(&spec));
+        let mut days = days;
+        // Midnight passed while nobody ran. What lies behind the cursors may have been sent on the day before, as far as
+        // the file reaches now, and would get a second copy in another index; what comes after it cannot have been.
+        let turned = is_durable && days.last().is_some_and(|(_, day)| *day < today);
+        if turned {
+            let read = flows.iter().map(|flow| flow.read.offset).max();
+            days.push((seen.stat.size.max(read.unwrap_or_default()), today));
+        }
+        let must_be_durable = must_be_durable || (turned && self.needs_record(&spec));
         let source = Source {
             number,
             stream: seen.stream,

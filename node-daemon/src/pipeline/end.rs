@@ -330,8 +330,9 @@ impl State {
             // Of a slice that is being read nobody knows yet how far it goes.
             let is_read = |flow: &Flow| flow.turn == FlowTurn::Reading;
             if turned && !source.finished && !source.flows.iter().any(is_read) {
-                // From the furthest place that was read on, the read day is today.
-                let from = source.flows.iter().map(|flow| flow.read.offset).max();
+                // From the furthest place that was read on, the read day is today; what left memory was read, too.
+                let furthest = |flow: &Flow| flow.read.offset.max(flow.sent_before);
+                let from = source.flows.iter().map(furthest).max();
                 let mut days = source.days.to_vec();
                 days.push((from.unwrap_or_default(), today));
                 source.days = days.into();
