@@ -258,6 +258,7 @@ impl Shim<'_> {
                     identity,
                     path,
                     modified_ns,
+                    accounted_ns: None,
                     successor,
                     seen_ns,
                 });
@@ -502,6 +503,8 @@ impl Shim<'_> {
                 }
                 ToDaemon::Renamed { stream, path }
             }
+            // Each of its lives tells the next by the times of the files alone.
+            Event::Accounted { .. } => return Vec::new(),
             Event::Succeeded { stream, by } => {
                 if let Some(followed) = self.files.get_mut(&stream) {
                     followed.successor = Some(by);

@@ -73,6 +73,15 @@ impl State {
                 copy,
                 stat,
             } => self.truncated(old, new, identity, copy, stat, host, now),
+            Event::Accounted { stream, until_ns } => {
+                for number in self.by_stream.get(&stream).cloned().unwrap_or_default() {
+                    if let Some(source) = self.sources.get_mut(&number) {
+                        // Written with whatever else is: an older one is only more careful.
+                        source.unsaved |= source.accounted_ns.is_some_and(|old| old > until_ns);
+                        source.accounted_ns = Some(until_ns);
+                    }
+                }
+            }
             Event::Succeeded { stream, by } => {
                 for number in self.by_stream.get(&stream).cloned().unwrap_or_default() {
                     if let Some(source) = self.sources.get_mut(&number) {
@@ -265,6 +274,12 @@ impl State {
             && (seen.stream.generation > 0
                 || seen.identity.birth_ns.is_none()
                 || self.needs_record(&spec));
+        // Nothing beside a new file is accounted for in the checkpoint but what was beside the one before it.
+        let accounted_before = match seen.after {
+            _ if seen.known => seen.accounted_ns,
+            Some(before) => self.accounted_before(before),
+            None => seen.accounted_ns.map(|_| i64::MIN),
+        };
         let source = Source {
             number,
             stream: seen.stream,
@@ -290,6 +305,8 @@ impl State {
             may_take_back,
             unsaved: true,
             trouble: None,
+            accounted_ns: seen.accounted_ns,
+            accounted_before,
         };
         self.must_save |= must_be_durable;
         self.sources.insert(number, source);
@@ -304,6 +321,14 @@ impl State {
             }
         }
         self.wake(number);
+    }
+
+    /// Until when all beside a stream's file is accounted for in the checkpoint.
+    fn accounted_before(&self, stream: StreamKey) -> Option<i64> {
+        let numbers = self.by_stream.get(&stream).into_iter().flatten();
+        let mut open = numbers.filter_map(|number| self.sources.get(number));
+        open.next()
+            .map_or(Some(i64::MIN), |source| source.accounted_before)
     }
 
     /// Whether an output needs a source to be known before anything of it is sent.
@@ -404,6 +429,7 @@ impl State {
             source.unsaved = true;
             let file = source.file.take();
             let path = source.path.clone();
+            let accounted_ns = source.accounted_ns;
             let end = source.stat.size;
             match &copy {
                 Some(copy) => {
@@ -433,6 +459,7 @@ impl State {
                     known: false,
                     existed: false,
                     finished: false,
+                    accounted_ns,
                 };
                 if n == 0 && !self.wants.contains_key(&claim.want) {
                     // Its container has gone; its file's new life is still its.
