@@ -275,11 +275,10 @@ impl State {
                 || seen.identity.birth_ns.is_none()
                 || self.needs_record(&spec));
         // Nothing beside a new file is accounted for in the checkpoint but what was beside the one before it.
-        let accounted_before = match seen.after {
-            _ if seen.known => seen.accounted_ns,
-            Some(before) => self.accounted_before(before),
-            None => seen.accounted_ns.map(|_| i64::MIN),
-        };
+        let before = seen.after.filter(|_| !seen.known);
+        let accounted_before = before
+            .and_then(|before| self.accounted_before(before))
+            .or(seen.accounted_ns);
         let source = Source {
             number,
             stream: seen.stream,
@@ -325,10 +324,8 @@ impl State {
 
     /// Until when all beside a stream's file is accounted for in the checkpoint.
     fn accounted_before(&self, stream: StreamKey) -> Option<i64> {
-        let numbers = self.by_stream.get(&stream).into_iter().flatten();
-        let mut open = numbers.filter_map(|number| self.sources.get(number));
-        open.next()
-            .map_or(Some(i64::MIN), |source| source.accounted_before)
+        let mut open = self.by_stream.get(&stream)?.iter();
+        open.find_map(|number| self.sources.get(number)?.accounted_before)
     }
 
     /// Whether an output needs a source to be known before anything of it is sent.

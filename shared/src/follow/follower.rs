@@ -137,8 +137,6 @@ pub(super) struct Want {
     pub passed: HashMap<u64, Passed>,
     pub troubles: BTreeMap<PathBuf, String>,
     pub full: bool,
-    /// As in [`super::KnownStream::accounted_ns`], of all its folders.
-    pub accounted_ns: Option<i64>,
 }
 
 /// A file that is known and not read.
@@ -262,7 +260,6 @@ impl Follower {
                 passed: HashMap::new(),
                 troubles: BTreeMap::new(),
                 full: false,
-                accounted_ns: None,
             },
         );
     }

@@ -190,7 +190,7 @@ impl Follower {
     /// or not to be read. What waits is not, nor is what was made after the listing began.
     pub(super) fn account(&mut self, round: &mut Round<'_>) {
         for (id, listed_ns) in std::mem::take(&mut round.listed) {
-            let Some(want) = self.wants.get_mut(&id).filter(|want| !want.failed) else {
+            let Some(want) = self.wants.get(&id).filter(|want| !want.failed) else {
                 continue;
             };
             let waiting = self.waiting.iter().filter(|one| one.want == id);
@@ -198,7 +198,6 @@ impl Follower {
             let until_ns = listed_ns
                 .saturating_sub(CLOCK_TICK_NS)
                 .min(oldest.unwrap_or(i64::MAX));
-            want.accounted_ns = Some(until_ns);
             for key in want.names.values() {
                 let Some(file) = self.files.get_mut(key) else {
                     continue;
@@ -625,7 +624,7 @@ impl Follower {
             return;
         };
         (identity.device, identity.boot) = (one.stat.device, self.boot);
-        let accounted_ns = known.or(want.accounted_ns);
+        let accounted_ns = known.or(Some(self.began_ns));
         if one.matches {
             want.names.insert(one.path.clone(), key);
         }
