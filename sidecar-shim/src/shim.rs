@@ -268,6 +268,7 @@ impl Shim<'_> {
                     identity,
                     path,
                     modified_ns,
+                    accounted_ns: None,
                     successor,
                     seen_ns,
                 });
@@ -552,6 +553,8 @@ impl Shim<'_> {
                 }
                 ToDaemon::Renamed { stream, path }
             }
+            // Each of its lives tells the next by the times of the files alone.
+            Event::Accounted { .. } => return Vec::new(),
             Event::Succeeded { stream, by } => {
                 if let Some(followed) = self.files.get_mut(&stream) {
                     followed.successor = Some(by);

@@ -110,6 +110,10 @@ pub struct SavedStream {
     pub path: PathBuf,
     /// Last seen modification, nanoseconds since 1970.
     pub modified_ns: i64,
+    /// What was made beside it before this, nanoseconds since 1970, and may be a rotated form of its name, is known, or
+    /// nobody's wish; `None`: what was made before it was last modified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accounted_ns: Option<i64>,
     /// Which stream took its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<StreamKey>,
@@ -126,6 +130,7 @@ impl SavedStream {
             identity: self.identity,
             path: self.path.clone(),
             modified_ns: self.modified_ns,
+            accounted_ns: self.accounted_ns,
             successor: self.successor,
             seen_ns: self.seen_ns,
         }

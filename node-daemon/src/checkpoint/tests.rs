@@ -53,6 +53,7 @@ fn stream(id: u64) -> SavedStream {
         owner: "c0ffee \"\u{2028}\n".to_owned(),
         path: PathBuf::from("/var/log/app.log"),
         modified_ns: i64::MIN,
+        accounted_ns: Some(i64::MAX),
         successor: Some(key(id + 1)),
         seen_ns: 5,
     }

@@ -151,6 +151,10 @@ pub struct Source {
     pub unsaved: bool,
     /// The last trouble with reading it.
     pub trouble: Option<String>,
+    /// Until when what lies beside it is accounted for, as the checkpoint keeps it.
+    pub accounted_ns: Option<i64>,
+    /// What of that was handed to the checkpoint together with all that it speaks of.
+    pub accounted_before: Option<i64>,
 }
 
 /// One workload's wish for a source.

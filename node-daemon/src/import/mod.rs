@@ -310,6 +310,7 @@ fn stream(
         owner: String::new(),
         path,
         modified_ns: stat.modified_ns,
+        accounted_ns: None,
         successor: None,
         seen_ns: host.wall_ns(),
     };

@@ -73,6 +73,15 @@ impl State {
                 copy,
                 stat,
             } => self.truncated(old, new, identity, copy, stat, host, now),
+            Event::Accounted { stream, until_ns } => {
+                for number in self.by_stream.get(&stream).cloned().unwrap_or_default() {
+                    if let Some(source) = self.sources.get_mut(&number) {
+                        // Written with whatever else is: an older one is only more careful.
+                        source.unsaved |= source.accounted_ns.is_some_and(|old| old > until_ns);
+                        source.accounted_ns = Some(until_ns);
+                    }
+                }
+            }
             Event::Succeeded { stream, by } => {
                 for number in self.by_stream.get(&stream).cloned().unwrap_or_default() {
                     if let Some(source) = self.sources.get_mut(&number) {
@@ -274,6 +283,11 @@ impl State {
             days.push((seen.stat.size.max(read.unwrap_or_default()), today));
         }
         let must_be_durable = must_be_durable || (turned && self.needs_record(&spec));
+        // Nothing beside a new file is accounted for in the checkpoint but what was beside the one before it.
+        let before = seen.after.filter(|_| !seen.known);
+        let accounted_before = before
+            .and_then(|before| self.accounted_before(before))
+            .or(seen.accounted_ns);
         let source = Source {
             number,
             stream: seen.stream,
@@ -299,6 +313,8 @@ impl State {
             may_take_back,
             unsaved: true,
             trouble: None,
+            accounted_ns: seen.accounted_ns,
+            accounted_before,
         };
         self.must_save |= must_be_durable;
         self.sources.insert(number, source);
@@ -313,6 +329,12 @@ impl State {
             }
         }
         self.wake(number);
+    }
+
+    /// Until when all beside a stream's file is accounted for in the checkpoint.
+    fn accounted_before(&self, stream: StreamKey) -> Option<i64> {
+        let mut open = self.by_stream.get(&stream)?.iter();
+        open.find_map(|number| self.sources.get(number)?.accounted_before)
     }
 
     /// Whether an output needs a source to be known before anything of it is sent.
@@ -413,6 +435,7 @@ impl State {
             source.unsaved = true;
             let file = source.file.take();
             let path = source.path.clone();
+            let accounted_ns = source.accounted_ns;
             let end = source.stat.size;
             match &copy {
                 Some(copy) => {
@@ -442,6 +465,7 @@ impl State {
                     known: false,
                     existed: false,
                     finished: false,
+                    accounted_ns,
                 };
                 if n == 0 && !self.wants.contains_key(&claim.want) {
                     // Its container has gone; its file's new life is still its.

@@ -1,7 +1,8 @@
 //! What is written down, and what is remembered of streams that are let go.
 //! Place: ack -> **save** -> the checkpoint.
-//! Invariants: new sources are written before old ones, so that a group that crossed a rotation is never in neither; what
-//! could not be written is written with the next save.
+//! Invariants: new sources are written before old ones, so that a group that crossed a rotation is never in neither, and a
+//! file that began anew is known when its old life is in a copy; what lies beside a file is accounted for last; what could
+//! not be written is written with the next save.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -43,7 +44,8 @@ impl State {
             .iter()
             .map(|output| Arc::clone(&output.shipper.name))
             .collect();
-        for source in self.sources.values_mut() {
+        let mut accounted = Vec::new();
+        for source in self.sources.values_mut().rev() {
             if source.unsaved {
                 source.unsaved = false;
                 let first = source.flows.iter().map(|flow| flow.cursor.offset).min();
@@ -65,15 +67,26 @@ impl State {
                         .filter(|c| c.at >= first)
                         .collect();
                 }
-                entries.push(Entry::Stream(SavedStream {
+                let stream = SavedStream {
                     key: source.stream,
                     identity: source.identity,
                     owner: source.spec().owner.to_string(),
                     path: source.path.clone(),
                     modified_ns: source.stat.modified_ns,
+                    accounted_ns: source.accounted_before,
                     successor: source.successor,
                     seen_ns: wall_ns,
-                }));
+                };
+                // What lies beside it is accounted for when that is written, too.
+                if source.accounted_ns != source.accounted_before {
+                    source.accounted_before = source.accounted_ns;
+                    let accounted_ns = source.accounted_ns;
+                    accounted.push(Entry::Stream(SavedStream {
+                        accounted_ns,
+                        ..stream.clone()
+                    }));
+                }
+                entries.push(Entry::Stream(stream));
                 entries.push(Entry::Source(SavedSource {
                     stream: source.stream,
                     declaration: Arc::clone(&source.spec().name),
@@ -95,6 +108,7 @@ impl State {
                 entries.push(Entry::Flow(key, save_flow(flow, &flow.cursor)));
             }
         }
+        entries.extend(accounted);
         (number, entries)
     }
 

@@ -28,6 +28,10 @@ use crate::ship::dead_letter;
 const ENOSPC: i32 = 28;
 /// Input/output error.
 const EIO: i32 = 5;
+/// How likely a log that is cut begins with a head that tells no life from the next, and is cut at the worst moment.
+const ALIKE: f64 = 0.4;
+/// Bytes of that head: more than what a file is recognised by.
+const ALIKE_BYTES: usize = 2_000;
 /// So long the follower waits for the copy of a file that was cut.
 const COPY_WAITS: Duration = Duration::from_secs(60);
 
@@ -131,6 +135,8 @@ struct History {
     was_hidden: Vec<bool>,
     /// It could not be written for a time: what was to be durable first was not.
     had_own_fault: bool,
+    /// The log whose lives begin alike, until it was cut at the worst moment.
+    alike: Option<usize>,
     trace: Option<Vec<String>>,
 }
 
@@ -168,10 +174,18 @@ impl History {
         let mut groups = false;
         let mut all_habits = Vec::new();
         let mut io = Ok(());
+        // Drawn on its own: the other histories stay what they are.
+        let may_be_alike = options.kills && Rng::new(!seed).chance(ALIKE);
+        let mut alike = None;
         for log in 0..logs {
             let mut habits = Habits::any(&mut rng);
             if habits.rotation == Rotation::CopyTruncate && !options.copies {
                 habits.rotation = Rotation::RenameChain;
+            }
+            if habits.rotation == Rotation::Truncate && may_be_alike && alike.is_none() {
+                alike = Some(log);
+                habits.header_bytes = ALIKE_BYTES;
+                (habits.keeps_position, habits.stops_within_line) = (false, 0.0);
             }
             groups |= habits.groups > 0.0;
             all_habits.push(habits.clone());
@@ -227,6 +241,7 @@ impl History {
             log_fault_of: (0, Duration::ZERO),
             was_hidden: vec![false; logs],
             had_own_fault: false,
+            alike,
             trace: options.traced.then(Vec::new),
         };
         history.fine(io)?;
@@ -407,6 +422,7 @@ impl History {
             node.pipeline.tick();
             let saved = node.save();
             let is_settled = node.is_settled() && node.has_seen_all();
+            let is_waiting = node.waits();
             let is_open = self.setup.groups && node.has_open_groups();
             if saved {
                 self.saved();
@@ -418,7 +434,8 @@ impl History {
                 && !self.servers.iter().any(|server| server.is_down)
             {
                 self.note(|_| format!("caught up{}", if is_open { ", groups open" } else { "" }));
-                if !is_open {
+                // What waits because it may be a copy is not read yet.
+                if !is_open && !is_waiting {
                     self.caught_up.push(self.workload.moment());
                 }
                 return Ok(true);
@@ -497,7 +514,54 @@ impl History {
         shown
     }
 
+    /// One output has a line whose cursor nobody saved, the others have not, and the daemon is killed. Before the next
+    /// life its log is cut, and begins as before: at the same place is another line, and nobody can tell. Only its id
+    /// does. Whether that could be done.
+    fn cut_at_the_worst_moment(&mut self) -> Result<bool, Failure> {
+        let Some(log) = self.alike else {
+            return Ok(false);
+        };
+        let is_well = self.own_fault.is_none()
+            && self.log_fault.is_none()
+            && !self.servers[0].is_down
+            && self.servers[0].trouble == 0.0;
+        if self.node.is_none() || !is_well {
+            return Ok(false);
+        }
+        let cut = self.workload.rotate(log);
+        self.fine(cut)?;
+        if !self.catch_up(20)? {
+            return Ok(false);
+        }
+        let written = self.workload.write(log, 1);
+        self.fine(written)?;
+        self.machine.pass(Duration::from_millis(5_100));
+        if let Some(node) = &mut self.node {
+            let events = node.look();
+            self.looked(events)?;
+        }
+        if let Some(node) = &mut self.node {
+            node.read(64, self.trace.as_mut());
+            self.machine.pass(Duration::from_millis(600));
+            node.send_to(0, &mut self.servers, &mut self.rng, false);
+        }
+        self.alike = None;
+        self.deaths.push(self.workload.moment());
+        self.node = None;
+        self.unasked.fill(None);
+        self.machine.kill();
+        self.note(|_| "the daemon is killed, and a log begins anew".to_owned());
+        let cut = self.workload.rotate(log);
+        self.fine(cut)?;
+        let written = self.workload.write(log, 1);
+        self.fine(written)?;
+        Ok(true)
+    }
+
     fn crash(&mut self, options: Options) -> Result<(), Failure> {
+        if self.cut_at_the_worst_moment()? {
+            return Ok(());
+        }
         if self.rng.chance(0.5) {
             // It dies within one of its next operations on its own files.
             let more = self.rng.below(60);

@@ -184,6 +184,11 @@ impl Node {
         self.follower.is_up_to_date()
     }
 
+    /// Whether a file is left unread for now, because it may be a copy.
+    pub(super) fn waits(&self) -> bool {
+        self.follower.waits()
+    }
+
     /// Whether the files of a log that were there before are known.
     pub(super) fn has_looked(&self, log: usize) -> bool {
         self.follower.has_looked(WantId(log as u64 + 1))
@@ -230,22 +235,35 @@ impl Node {
     /// Sends what there is to send. With `held`, answers do not arrive yet.
     pub(super) fn send(&mut self, servers: &mut [Server; 2], rng: &mut Rng, held: bool) -> bool {
         let mut sent = false;
+        for output in 0..OUTPUTS.len() {
+            sent |= self.send_to(output, servers, rng, held);
+        }
+        sent
+    }
+
+    /// As [`Node::send`], to one output alone: the others are slower.
+    pub(super) fn send_to(
+        &mut self,
+        output: usize,
+        servers: &mut [Server; 2],
+        rng: &mut Rng,
+        held: bool,
+    ) -> bool {
+        let mut sent = false;
         if self.machine.has_crashed() {
             return false;
         }
-        for output in 0..OUTPUTS.len() {
-            while let Some(Attempt { number, load }) = self.pipeline.next_load(output) {
-                sent = true;
-                let verdict = match servers.get_mut(output) {
-                    Some(server) => server.serve(&load, rng),
-                    None => self.write(&load),
-                };
-                if held && output != FILE {
-                    self.pending.push((output, number, verdict));
-                    break;
-                }
-                self.pipeline.finish(output, number, verdict);
+        while let Some(Attempt { number, load }) = self.pipeline.next_load(output) {
+            sent = true;
+            let verdict = match servers.get_mut(output) {
+                Some(server) => server.serve(&load, rng),
+                None => self.write(&load),
+            };
+            if held && output != FILE {
+                self.pending.push((output, number, verdict));
+                break;
             }
+            self.pipeline.finish(output, number, verdict);
         }
         sent
     }

@@ -146,10 +146,12 @@ impl Server {
                     .position(|b| *b == b'\n')
                     .unwrap_or(bytes.len());
                 let (action, document) = bytes.split_at(end);
-                match self.by_id.insert(action.to_vec(), document[1..].to_vec()) {
-                    None => Fate::Delivered,
-                    Some(_) => Fate::Duplicate,
+                // `create`: what has an id already is never replaced, so a false replay is a lost record.
+                if self.by_id.contains_key(action) {
+                    return Fate::Duplicate;
                 }
+                self.by_id.insert(action.to_vec(), document[1..].to_vec());
+                Fate::Delivered
             }
         }
     }

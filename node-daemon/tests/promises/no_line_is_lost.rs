@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringpilot::sim::{Options, Summary, run};
 
 /// Histories in every run. `RINGPILOT_SEEDS=FROM..TO` runs others.
-const HISTORIES: u64 = 700;
+const HISTORIES: u64 = 525;
 
 fn seeds() -> std::ops::Range<u64> {
     let asked = std::env::var("RINGPILOT_SEEDS").ok();
@@ -89,4 +89,9 @@ fn a_power_loss_loses_no_line() {
         copies: false,
         ..Options::default()
     });
+}
+
+#[test]
+fn what_was_copied_and_cut_while_nobody_looked_is_read_from_the_copy() {
+    histories(Options::default());
 }

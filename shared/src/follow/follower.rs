@@ -101,6 +101,8 @@ pub struct Follower {
     /// Those that may be let go once nobody names them.
     pub(super) releasable: BTreeSet<StreamKey>,
     pub(super) known: Known,
+    /// Until when, nanoseconds since 1970, the program's last life is known to have looked; where it had none, its start.
+    pub(super) began_ns: i64,
     pub(super) waiting: Vec<Candidate>,
     /// Streams whose file has begun anew, since when: their folder cannot be listed, where a copy may be.
     pub(super) undecided: BTreeMap<StreamKey, Duration>,
@@ -178,6 +180,8 @@ pub(super) struct File {
     pub shed: bool,
     /// It is a copy: its stream's own file has begun anew.
     pub is_copy: bool,
+    /// As in [`super::KnownStream::accounted_ns`].
+    pub accounted_ns: Option<i64>,
 }
 
 /// One look: what it is told, and what it finds.
@@ -186,6 +190,8 @@ pub(super) struct Round<'a> {
     pub positions: &'a dyn Positions,
     pub events: Vec<Event>,
     pub list_now: BTreeSet<WantId>,
+    /// What was listed, and when, nanoseconds since 1970.
+    pub listed: Vec<(WantId, i64)>,
     /// Streams whose file has begun anew.
     pub cut: BTreeSet<StreamKey>,
     /// Files whose meaning is to be found.
@@ -207,6 +213,11 @@ impl Follower {
             nodes: HashMap::new(),
             homes: HashMap::new(),
             releasable: BTreeSet::new(),
+            began_ns: known
+                .iter()
+                .map(|stream| stream.accounted_ns.unwrap_or(stream.modified_ns))
+                .max()
+                .unwrap_or_else(|| host.wall_ns()),
             known: Known::new(known, host.now()),
             waiting: Vec::new(),
             undecided: BTreeMap::new(),
@@ -277,6 +288,12 @@ impl Follower {
             })
     }
 
+    /// Whether a file waits unread, because it may be the copy of a log that is still to be cut.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether a want's folders have been listed once: which files were there before is decided.
     #[must_use]
     pub fn has_looked(&self, want: WantId) -> bool {
@@ -321,6 +338,7 @@ impl Follower {
             positions,
             events: Vec::new(),
             list_now: BTreeSet::new(),
+            listed: Vec::new(),
             cut: self.undecided.keys().copied().collect(),
             found: Vec::new(),
             left: Vec::new(),
@@ -369,6 +387,7 @@ impl Follower {
             self.list(want, &mut round);
         }
         self.judge(&mut round);
+        self.account(&mut round);
         self.finish(&mut round);
         self.release(&mut round);
         self.shed(&mut round.events);

@@ -21,6 +21,8 @@ use super::{Copy, Event, Seen, StreamKey, WantId};
 /// So much of a log must have been read before another file than a rotated form of its own name is taken for its copy:
 /// many logs of one folder may begin with the same header.
 const PROVEN_BYTES: u64 = 4096;
+/// The times of files may lag the clock by so much (one tick of the slowest kernel).
+const CLOCK_TICK_NS: i64 = 10_000_000;
 /// How long a copy of a stream that is not truncated waits unread.
 const COPY_WAITS: Duration = Duration::from_secs(60);
 
@@ -147,10 +149,10 @@ impl Follower {
         now < since + COPY_WAITS
     }
 
-    /// Rotated forms that a want's first look finds are nobody's wish, unless they are younger than what was followed
-    /// there before the program ended.
+    /// Rotated forms that a want's first look finds are nobody's wish, unless they are younger than what was accounted for
+    /// before the program ended; of a log that is not known, before it was last alive.
     fn pass_by_old(&mut self, round: &mut Round<'_>) {
-        let mut before: HashMap<&Path, Option<(i64, Option<i64>)>> = HashMap::new();
+        let mut before: HashMap<&Path, (i64, Option<i64>)> = HashMap::new();
         let known = &self.known;
         let mut old = Vec::new();
         for (n, one) in round.found.iter().enumerate() {
@@ -162,23 +164,54 @@ impl Follower {
             if !one.first || one.matches || is_known() {
                 continue;
             }
-            let last = before.entry(&one.base).or_insert_with(|| {
-                let stream = known.last_at(&one.base)?;
-                Some((stream.modified_ns, stream.identity.birth_ns))
-            });
-            let is_younger = last.is_some_and(|(modified_ns, birth_ns)| {
-                let born_later = match (one.stat.birth_ns, birth_ns) {
-                    (Some(one), Some(before)) => one >= before,
-                    _ => true,
+            let (until_ns, birth_ns) = *before.entry(&one.base).or_insert_with(|| {
+                let Some(stream) = known.last_at(&one.base) else {
+                    return (self.began_ns, None);
                 };
-                one.stat.modified_ns >= modified_ns && born_later
+                match stream.accounted_ns {
+                    Some(until_ns) => (until_ns, None),
+                    None => (stream.modified_ns, stream.identity.birth_ns),
+                }
             });
-            if !is_younger {
+            let is_born_later = match (one.stat.birth_ns, birth_ns) {
+                (Some(one), Some(before)) => one >= before,
+                _ => true,
+            };
+            if one.made_ns() < until_ns || !is_born_later {
                 old.push(n);
             }
         }
         for n in old {
             round.found[n].passed_by = true;
+        }
+    }
+
+    /// Notes, of everything that was listed whole, until when all that lies beside it is accounted for: followed, known,
+    /// or not to be read. What waits is not, nor is what was made after the listing began.
+    pub(super) fn account(&mut self, round: &mut Round<'_>) {
+        for (id, listed_ns) in std::mem::take(&mut round.listed) {
+            let Some(want) = self.wants.get(&id).filter(|want| !want.failed) else {
+                continue;
+            };
+            let waiting = self.waiting.iter().filter(|one| one.want == id);
+            let oldest = waiting.map(Candidate::made_ns).min();
+            let until_ns = listed_ns
+                .saturating_sub(CLOCK_TICK_NS)
+                .min(oldest.unwrap_or(i64::MAX));
+            for key in want.names.values() {
+                let Some(file) = self.files.get_mut(key) else {
+                    continue;
+                };
+                // No later than its own time: so nothing is told of a log that rests.
+                let until_ns = until_ns.min(file.stat.modified_ns);
+                if file.accounted_ns != Some(until_ns) {
+                    file.accounted_ns = Some(until_ns);
+                    round.events.push(Event::Accounted {
+                        stream: *key,
+                        until_ns,
+                    });
+                }
+            }
         }
     }
 
@@ -538,6 +571,7 @@ impl Follower {
             known: true,
             existed: false,
             finished: file.finished,
+            accounted_ns: file.accounted_ns,
         };
         round.events.push(Event::Seen(seen));
     }
@@ -559,7 +593,8 @@ impl Follower {
         let newest = |wants: &BTreeMap<WantId, Want>| wants.get(&want)?.newest.get(&base).copied();
         let before = newest(&self.wants);
         let (is_copy, at_base) = (self.has_later_life(key), one.path == one.base);
-        self.add(key, one, stream.identity, true, None, round);
+        let accounted_ns = stream.accounted_ns.or(Some(stream.modified_ns));
+        self.add(key, one, stream.identity, accounted_ns, None, round);
         if let Some(file) = self.files.get_mut(&key) {
             file.successor = stream.successor.filter(|_| !at_base);
             file.is_copy = is_copy;
@@ -573,13 +608,13 @@ impl Follower {
         }
     }
 
-    /// Adds an open file as a stream.
+    /// Adds an open file as a stream; one that was known comes with what it was accounted for.
     fn add(
         &mut self,
         key: StreamKey,
         one: Candidate,
         mut identity: Identity,
-        known: bool,
+        known: Option<i64>,
         after: Option<StreamKey>,
         round: &mut Round<'_>,
     ) {
@@ -589,6 +624,7 @@ impl Follower {
             return;
         };
         (identity.device, identity.boot) = (one.stat.device, self.boot);
+        let accounted_ns = known.or(Some(self.began_ns));
         if one.matches {
             want.names.insert(one.path.clone(), key);
         }
@@ -615,6 +651,7 @@ impl Follower {
             at_once: want.wanted.rotates_at_once,
             shed: false,
             is_copy: false,
+            accounted_ns,
         };
         self.nodes.insert(node, key);
         self.files.insert(key, file);
@@ -627,9 +664,10 @@ impl Follower {
             stat: one.stat,
             identity,
             after,
-            known,
-            existed: one.existed && !known,
+            known: known.is_some(),
+            existed: one.existed && known.is_none(),
             finished: false,
+            accounted_ns,
         }));
         if let Some(before) = after {
             self.succeed(before, key, round);
@@ -666,7 +704,7 @@ impl Follower {
             let goes_on = want.names.get(&one.base) == Some(&newest) && one.path != one.base;
             (!goes_on).then_some(newest)
         });
-        self.add(key, one, identity, false, after, round);
+        self.add(key, one, identity, None, after, round);
     }
 
     pub(super) fn succeed(&mut self, old: StreamKey, new: StreamKey, round: &mut Round<'_>) {

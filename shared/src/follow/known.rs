@@ -28,6 +28,9 @@ pub struct KnownStream {
     pub path: PathBuf,
     /// When it was last modified, nanoseconds since 1970.
     pub modified_ns: i64,
+    /// What was made beside it before this, nanoseconds since 1970, and may be a rotated form of its name, is known, or
+    /// nobody's wish; `None`: what was made before it was last modified.
+    pub accounted_ns: Option<i64>,
     /// Which stream took its name.
     pub successor: Option<StreamKey>,
     /// When it was last seen, nanoseconds since 1970.

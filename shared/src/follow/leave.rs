@@ -109,6 +109,7 @@ impl Follower {
                 identity: file.identity,
                 path: file.last.1,
                 modified_ns: file.stat.modified_ns,
+                accounted_ns: file.accounted_ns,
                 successor: file.successor,
                 seen_ns: self.host.wall_ns(),
             };

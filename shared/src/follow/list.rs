@@ -38,6 +38,7 @@ impl Follower {
             return;
         };
         let (view, pattern) = (want.wanted.view.clone(), want.wanted.pattern.clone());
+        round.listed.push((id, self.host.wall_ns()));
         let mut listing = self.walk(id, &view, &pattern, round);
         let Some(want) = self.wants.get_mut(&id) else {
             return;
@@ -55,6 +56,12 @@ impl Follower {
             tell(want, id, pattern.literal_dir(), &error, &mut round.events);
         }
         let fresh = self.compare_names(id, &view, &listing, round);
+        // Where a name is another file's now, a number that was given out again may hide among those that are not.
+        if !fresh.is_empty()
+            && let Some(want) = self.wants.get_mut(&id)
+        {
+            want.verifies = true;
+        }
         self.note_bases(id, first, &pattern, &listing);
         let siblings = self.siblings(id, &mut listing);
         let Some(want) = self.wants.get_mut(&id) else {
@@ -65,7 +72,8 @@ impl Follower {
             let there: HashSet<&u64> = found.chain(want.siblings.values()).collect();
             want.passed.retain(|inode, _| there.contains(inode));
         }
-        want.verifies = false;
+        // What was heard is looked at again where not all could be seen.
+        want.verifies &= listing.failed;
         let existed = first && want.wanted.from_start;
         for path in fresh {
             let base = self.base_in(id, &path).unwrap_or_else(|| path.clone());

@@ -94,6 +94,8 @@ pub struct Seen {
     pub existed: bool,
     /// Whether nothing more will be written to it.
     pub finished: bool,
+    /// As in [`KnownStream::accounted_ns`].
+    pub accounted_ns: Option<i64>,
 }
 
 /// The copy that was made of a file before it was truncated.
@@ -134,6 +136,13 @@ pub enum Event {
         stream: StreamKey,
         /// Where it is now, in its want's view.
         path: PathBuf,
+    },
+    /// Its folder was listed: more of what lies beside a stream is accounted for.
+    Accounted {
+        /// Which.
+        stream: StreamKey,
+        /// As in [`KnownStream::accounted_ns`].
+        until_ns: i64,
     },
     /// Another file has the name that this one had.
     Succeeded {
@@ -216,6 +225,7 @@ impl fmt::Display for Event {
             Event::Changed { stream, stat } => write!(f, "{stream} has {} bytes", stat.size),
             Event::Known { stream, .. } => write!(f, "{stream} is known better"),
             Event::Renamed { stream, path } => write!(f, "{stream} is now {}", path.display()),
+            Event::Accounted { stream, .. } => write!(f, "{stream} is alone, or with known files"),
             Event::Succeeded { stream, by } => write!(f, "{stream} gave its name to {by}"),
             Event::Truncated { old, new, copy, .. } => {
                 let copied = if copy.is_some() {

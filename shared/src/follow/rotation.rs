@@ -56,6 +56,13 @@ impl Candidate {
         (self.stat.device, self.stat.inode)
     }
 
+    /// When it was last written or, by a copy that keeps times, made; nanoseconds since 1970.
+    pub(super) fn made_ns(&self) -> i64 {
+        self.stat
+            .modified_ns
+            .max(self.stat.birth_ns.unwrap_or(i64::MIN))
+    }
+
     /// Its first bytes, at most as many as a head has.
     pub(super) fn head(&self) -> io::Result<Vec<u8>> {
         read_range(&*self.handle, 0, HEAD_BYTES as u64)

@@ -341,6 +341,7 @@ impl Pod {
                 identity: one.identity,
                 path: one.path,
                 modified_ns: one.file.now().modified_ns,
+                accounted_ns: None,
                 successor: one.successor,
                 seen_ns: around.host.wall_ns(),
             });

@@ -129,6 +129,7 @@ impl Pod {
                         known,
                         existed,
                         finished,
+                        accounted_ns: None,
                     },
                     around,
                 )
@@ -388,6 +389,7 @@ impl Pod {
             identity: one.identity,
             path: one.path.clone(),
             modified_ns: one.file.now().modified_ns,
+            accounted_ns: None,
             successor: one.successor,
             seen_ns: around.host.wall_ns(),
         });
