@@ -144,6 +144,8 @@ pub struct Flow {
     pub turn: FlowTurn,
     /// Bytes it may still read in this round, less what it overdrew.
     pub deficit: i64,
+    /// Bytes behind the cursor as they were last saved.
+    pub saved_unread: u64,
     /// Its cursor or ledger has moved since the last save.
     pub unsaved: bool,
     /// Nobody wants it now: it is not read, and only settles what is on its way.
@@ -186,6 +188,7 @@ impl Flow {
             stuck_at: None,
             turn: FlowTurn::Quiet,
             deficit: 0,
+            saved_unread: 0,
             unsaved: true,
             retired: false,
         }

@@ -29,7 +29,7 @@ use ringpilot_shared::follow::{Identity, KnownStream, StreamKey};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Day;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Lost};
 
 pub use journal::{Checkpoint, Loaded, Opened};
 pub use lock::{Held as LockHeld, Lock, lock};
@@ -91,9 +91,30 @@ pub struct SavedFlow {
     /// Everything that will ever be there is settled.
     #[serde(rename = "e", default, skip_serializing_if = "std::ops::Not::not")]
     pub done: bool,
+    /// Bytes that were there behind the position, as far as was known: lost, if the file is never found again.
+    #[serde(rename = "u", default, skip_serializing_if = "is_zero")]
+    pub unread: u64,
     /// Where its bytes went.
     #[serde(rename = "l")]
     pub ledger: Ledger,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
+impl SavedFlow {
+    /// Where its bytes went if its file is not found again.
+    #[must_use]
+    pub fn ledger_without_file(&self) -> Ledger {
+        let mut ledger = self.ledger.clone();
+        if self.unread > 0 {
+            let lost = ledger.lost.entry(Lost::Vanished).or_default();
+            lost.bytes += self.unread;
+        }
+        ledger
+    }
 }
 
 /// What a stream is recognised by, and where it was.

@@ -79,6 +79,7 @@ fn full_flow() -> SavedFlow {
         handed: 5,
         sent: u64::MAX,
         done: true,
+        unread: 8,
         ledger: Ledger {
             delivered: tally,
             duplicates: 6,

@@ -56,7 +56,7 @@ impl State {
                     return None;
                 }
                 let (position, ledger) = flow.after(span, delivered);
-                let mut saved = save_flow(flow, &position);
+                let mut saved = save_flow(flow, &position, source.stat.size);
                 saved.ledger = ledger;
                 Some((key, saved))
             })

@@ -3,6 +3,7 @@
 //! Invariants: a cut made by time is durable before its record is read; so is what a successor takes over, and both files'
 //! positions are saved together.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,18 @@ use ringpilot_shared::follow::StreamKey;
 
 use super::turn::{EARLIER_WAITS, PREDECESSOR_WAITS};
 use super::{State, day_of};
-use crate::checkpoint::{FlowKey, SavedCut, SavedHeld};
+use crate::checkpoint::{FlowKey, SavedCut, SavedFlow, SavedHeld};
 use crate::flow::{Earlier, Flow, FlowTurn, Held};
 use crate::follow::Source;
+use crate::ledger::Ledger;
 use crate::worker::AtEnd;
 
 /// How often every source is looked at for what time alone brings: of thousands of quiet ones that costs.
 const SCAN_EVERY: Duration = Duration::from_millis(500);
+/// How much the unread part of a flow that stands still may change before it is saved.
+const UNREAD_STEP: u64 = 256 * 1024;
+/// A file that the checkpoint knows and that was not found for so long after the start is taken for gone.
+const FOUND_WITHIN: Duration = Duration::from_secs(120);
 /// How long after its container went a want is remembered: the follower looks once more.
 const WANT_LINGERS: Duration = Duration::from_secs(600);
 
@@ -256,6 +262,36 @@ impl State {
         self.wake(number);
     }
 
+    /// Where the bytes of a flow went whose file is not open: what was unread when the daemon ended is lost once its file
+    /// has had time to be found. It is counted for as long as that is so: a file that comes back is read from its cursor.
+    pub(super) fn ledger_of_known(&self, flow: &SavedFlow) -> Ledger {
+        match self.now >= self.started + FOUND_WITHIN {
+            true => flow.ledger_without_file(),
+            false => flow.ledger.clone(),
+        }
+    }
+
+    /// Says once what of an earlier run was not found again.
+    fn tell_missing(&mut self) {
+        if self.told_missing || self.now < self.started + FOUND_WITHIN {
+            return;
+        }
+        self.told_missing = true;
+        let mut missing: BTreeMap<(&str, &str), (usize, u64)> = BTreeMap::new();
+        for (key, flow) in self.known.flows.iter().filter(|(_, flow)| flow.unread > 0) {
+            let (files, bytes) = missing.entry((&key.declaration, &key.output)).or_default();
+            *files += 1;
+            *bytes += flow.unread;
+        }
+        for ((declaration, output), (files, bytes)) in missing {
+            tracing::warn!(
+                "log `{declaration}`: {files} files that were not read to their end went while the daemon was down, and at least \
+                 {bytes} bytes of them are lost to output `{output}` (lost{{reason=\"vanished\"}}), unless they come back; do: \
+                 keep more rotated files, so that they outlast a restart"
+            );
+        }
+    }
+
     pub(super) fn wake_successor(&mut self, number: u64) {
         let Some(next) = self
             .sources
@@ -298,6 +334,7 @@ impl State {
 
     /// What time alone brings to sources that nobody has told anything of.
     fn scan(&mut self, now: Duration, wall_ns: i64) {
+        self.tell_missing();
         let late = |source: &&Source| source.may_take_back && now >= source.seen_at + EARLIER_WAITS;
         let late: Vec<u64> = self
             .sources
@@ -326,6 +363,12 @@ impl State {
         let today = day_of(wall_ns);
         let mut resting = Vec::new();
         for source in self.sources.values_mut() {
+            for flow in &mut source.flows {
+                // How much a flow that stands still has before it, for a restart that does not find its file again.
+                let unread = source.stat.size.saturating_sub(flow.cursor.offset);
+                let is_open = !flow.retired && flow.turn != FlowTurn::Done;
+                flow.unsaved |= is_open && unread.abs_diff(flow.saved_unread) >= UNREAD_STEP;
+            }
             let turned = source.days.last().is_some_and(|(_, day)| *day < today);
             // Of a slice that is being read nobody knows yet how far it goes.
             let is_read = |flow: &Flow| flow.turn == FlowTurn::Reading;

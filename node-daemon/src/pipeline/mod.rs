@@ -135,6 +135,10 @@ struct State {
     /// Entries for the next save.
     pending: Vec<Entry>,
     save_number: u64,
+    /// The clock at the start.
+    started: Duration,
+    /// It has been told what was not found again.
+    told_missing: bool,
     /// The clock at the last step.
     now: Duration,
     /// When every source was last looked at for what time alone brings.
@@ -256,6 +260,8 @@ impl Pipeline {
                 released: Vec::new(),
                 pending,
                 save_number: 1,
+                started: saved_at,
+                told_missing: false,
                 now: saved_at,
                 scanned_at: Duration::ZERO,
                 must_save: false,

@@ -263,7 +263,7 @@ impl State {
                 .iter()
                 .find(|flow| flow.retired && self.plan.outputs[flow.output].shipper.name == *name);
             let saved = match before {
-                Some(flow) => Some(save_flow(flow, &flow.cursor)),
+                Some(flow) => Some(save_flow(flow, &flow.cursor, source.stat.size)),
                 None => self.known.flows.get(&key).cloned(),
             };
             let flow = match saved {

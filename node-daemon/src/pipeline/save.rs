@@ -98,6 +98,7 @@ impl State {
         }
         for source in self.sources.values_mut().rev() {
             let (stream, declaration) = (source.stream, Arc::clone(&source.claims[0].spec.name));
+            let size = source.stat.size;
             for flow in source.flows.iter_mut().filter(|flow| flow.unsaved) {
                 flow.unsaved = false;
                 let key = FlowKey {
@@ -105,7 +106,9 @@ impl State {
                     declaration: Arc::clone(&declaration),
                     output: Arc::clone(&names[flow.output]),
                 };
-                entries.push(Entry::Flow(key, save_flow(flow, &flow.cursor)));
+                let saved = save_flow(flow, &flow.cursor, size);
+                flow.saved_unread = saved.unread;
+                entries.push(Entry::Flow(key, saved));
             }
         }
         entries.extend(accounted);
@@ -185,7 +188,8 @@ impl State {
                     declaration: Arc::clone(&declaration),
                     output: Arc::clone(&names[flow.output]),
                 };
-                let saved = save_flow(flow, &flow.cursor);
+                // What it holds is settled, or given up and counted.
+                let saved = save_flow(flow, &flow.cursor, flow.cursor.offset);
                 if flow.unsaved {
                     self.pending.push(Entry::Flow(key.clone(), saved.clone()));
                 }
@@ -236,7 +240,7 @@ impl State {
                     output: Arc::clone(name),
                 };
                 if let Some(flow) = self.known.flows.remove(&key) {
-                    self.closed[output].add(&flow.ledger);
+                    self.closed[output].add(&flow.ledger_without_file());
                 }
             }
         }
@@ -244,8 +248,13 @@ impl State {
     }
 }
 
-pub(super) fn save_flow(flow: &Flow, position: &Position) -> SavedFlow {
+/// A flow as it is written down at a position; its file has `size` bytes.
+pub(super) fn save_flow(flow: &Flow, position: &Position, size: u64) -> SavedFlow {
     SavedFlow {
+        unread: match flow.retired {
+            true => 0,
+            false => size.saturating_sub(position.offset),
+        },
         offset: position.offset,
         tail: position.tail,
         held: position

@@ -50,7 +50,7 @@ impl View<'_> {
         let name = &self.state.plan.outputs[output].shipper.name;
         for (key, flow) in &self.state.known.flows {
             if key.output == *name {
-                all.add(&flow.ledger);
+                all.add(&self.state.ledger_of_known(flow));
             }
         }
         all.add(&self.state.closed[output]);

@@ -417,3 +417,76 @@ pub(super) fn count_lines<'a>(
     }
     Ok(counts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Lost;
+
+    fn setup() -> Setup {
+        Setup {
+            logs: vec![("app".to_owned(), "/logs/app.log".to_owned())],
+            groups: false,
+            budget: 1 << 20,
+            batch_bytes: 4096,
+            max_bytes: 1024,
+            at_once: vec![false],
+        }
+    }
+
+    /// A daemon that is killed when it has seen two lines and delivered none.
+    fn killed(machine: &Machine) {
+        for dir in ["/logs", DATA_DIR, OUT_DIR] {
+            machine.make_dir(dir).expect("new");
+        }
+        machine.create("/logs/app.log").expect("new");
+        machine
+            .append("/logs/app.log", b"one\ntwo\n")
+            .expect("room");
+        let mut node = Node::start(machine, &setup(), 1);
+        node.look();
+        assert!(node.save());
+        machine.kill();
+    }
+
+    /// Lost to the first output, after so long.
+    fn lost_after(machine: &Machine, node: &mut Node, seconds: u64) -> u64 {
+        for _ in 0..seconds {
+            machine.pass(Duration::from_secs(1));
+            node.look();
+            node.pipeline.tick();
+        }
+        node.pipeline.look(|view| {
+            assert_eq!(view.unbalanced(), None);
+            let lost = view.ledger(0).0.lost;
+            lost.get(&Lost::Vanished).map_or(0, |lost| lost.bytes)
+        })
+    }
+
+    #[test]
+    fn what_was_deleted_unread_while_the_daemon_was_down_is_counted_as_lost() {
+        let machine = Machine::new(7);
+        killed(&machine);
+        machine.delete("/logs/app.log").expect("there");
+        let mut node = Node::start(&machine, &setup(), 2);
+        assert_eq!(lost_after(&machine, &mut node, 100), 0);
+        assert_eq!(lost_after(&machine, &mut node, 30), 8);
+    }
+
+    #[test]
+    fn what_comes_back_is_read_and_not_lost() {
+        let machine = Machine::new(7);
+        killed(&machine);
+        machine
+            .rename("/logs/app.log", "/elsewhere")
+            .expect("there");
+        let mut node = Node::start(&machine, &setup(), 2);
+        assert_eq!(lost_after(&machine, &mut node, 130), 8);
+        machine
+            .rename("/elsewhere", "/logs/app.log")
+            .expect("there");
+        assert_eq!(lost_after(&machine, &mut node, 10), 0);
+        let settled = node.pipeline.settledness();
+        assert_eq!(settled.behind, OUTPUTS.len());
+    }
+}
