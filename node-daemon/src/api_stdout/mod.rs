@@ -2,7 +2,7 @@
 //! keep a copy), copied into files of our own.
 //! Place: collect -> **api_stdout** -> the follower. It hears what the follower is told, copies what is meant for it,
 //! and passes the rest on; from the copy on, such a stdout is a log file like any other.
-//! Invariants: a copy is at most two files of [`spool::LARGEST`], the older of which goes when all of it is settled:
+//! Invariants: a copy is at most two files of 8 MiB, the older of which goes when all of it is settled:
 //! while an output is down nothing more is copied, and the engine keeps its log; a container that ends is let go when
 //! the engine has given all it has. A copy needs no position of its own: its last line says what to ask for next.
 
