@@ -137,6 +137,9 @@ pub(super) struct Want {
     pub passed: HashMap<u64, Passed>,
     pub troubles: BTreeMap<PathBuf, String>,
     pub full: bool,
+    /// Inode numbers of the files in its folders, once those were listed whole: of those that were there at that time,
+    /// or were opened since.
+    pub there: Option<HashSet<u64>>,
 }
 
 /// A file that is known and not read.
@@ -260,6 +263,7 @@ impl Follower {
                 passed: HashMap::new(),
                 troubles: BTreeMap::new(),
                 full: false,
+                there: None,
             },
         );
     }

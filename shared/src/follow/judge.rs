@@ -69,6 +69,13 @@ enum Met {
     AtRest,
 }
 
+impl KnownStream {
+    /// Whether what is recognised of it, when so much of it was read, can hardly be another's, too.
+    fn is_proven(&self, read: u64) -> bool {
+        self.identity.birth_ns.is_some() || read >= PROVEN_BYTES
+    }
+}
+
 impl Follower {
     /// Judges every file that was found in this look or waits since an earlier one.
     pub(super) fn judge(&mut self, round: &mut Round<'_>) {
@@ -290,7 +297,17 @@ impl Follower {
                 && (tail == 0
                     || tail_at(&*one.handle, read).is_ok_and(|found| found == Some(tail)));
             if same_tail && stream.identity.same_head(&*one.handle).unwrap_or(false) {
-                if same.as_ref().is_none_or(|(other, _)| *other < read) {
+                let is_better = |(other_read, other): &(u64, KnownStream)| {
+                    match (other.is_proven(*other_read), stream.is_proven(read)) {
+                        // One number was given out twice: the file that was written last has it.
+                        (false, false) => {
+                            (other.modified_ns, *other_read) < (stream.modified_ns, read)
+                        }
+                        (true, true) => *other_read < read,
+                        (is_other_proven, _) => !is_other_proven,
+                    }
+                };
+                if same.as_ref().is_none_or(is_better) {
                     same = Some((read, stream));
                 }
                 continue;
@@ -323,7 +340,7 @@ impl Follower {
     }
 
     /// Whether a file that only its inode number and a few bytes say to be a stream's is rather another, to which the
-    /// number was given out again: the copy of its log, or its log's next file.
+    /// number was given out again: one that came since, the copy of its log, or its log's next file.
     fn is_rather_another(
         &self,
         one: &Candidate,
@@ -331,9 +348,12 @@ impl Follower {
         stream: &KnownStream,
         round: &Round<'_>,
     ) -> bool {
-        let is_proven = stream.identity.birth_ns.is_some() || read >= PROVEN_BYTES;
-        if is_proven || one.stat.modified_ns == stream.modified_ns {
+        if stream.is_proven(read) || one.stat.modified_ns == stream.modified_ns {
             return false;
+        }
+        if one.came {
+            // Its own file was in none of the folders any more.
+            return true;
         }
         if one.path == one.base {
             // What lost its name before does not have it now.

@@ -63,6 +63,12 @@ impl Follower {
             want.verifies = true;
         }
         self.note_bases(id, first, &pattern, &listing);
+        let found = listing.found.values().map(|(inode, _)| *inode);
+        let others = listing.others.iter().map(|(_, inode)| *inode);
+        let there: HashSet<u64> = found.chain(others).collect();
+        let is_whole =
+            !listing.failed && !listing.too_many && listing.others.len() < MOST_SIBLINGS * most;
+        let has_fresh_dirs = !listing.fresh_dirs.is_empty();
         let siblings = self.siblings(id, &mut listing);
         let Some(want) = self.wants.get_mut(&id) else {
             return;
@@ -72,9 +78,14 @@ impl Follower {
             let there: HashSet<&u64> = found.chain(want.siblings.values()).collect();
             want.passed.retain(|inode, _| there.contains(inode));
         }
+        if has_fresh_dirs {
+            // What is in a folder that was not listed before may have been there all the time.
+            want.there = None;
+        }
         // What was heard is looked at again where not all could be seen.
         want.verifies &= listing.failed;
         let existed = first && want.wanted.from_start;
+        let opened_from = round.found.len();
         for path in fresh {
             let base = self.base_in(id, &path).unwrap_or_else(|| path.clone());
             self.open(id, &view, path, base, true, first, existed, round);
@@ -82,6 +93,34 @@ impl Follower {
         for (path, base) in siblings {
             self.open(id, &view, path, base, false, first, existed, round);
         }
+        self.note_there(id, there, is_whole, &round.found[opened_from..]);
+    }
+
+    /// Notes which inode numbers are taken. One that was free stays so until its new file was opened.
+    fn note_there(
+        &mut self,
+        id: WantId,
+        mut there: HashSet<u64>,
+        is_whole: bool,
+        opened: &[Candidate],
+    ) {
+        let Some(want) = self.wants.get_mut(&id) else {
+            return;
+        };
+        let opened = opened.iter().map(|one| one.stat.inode);
+        want.there = match (want.there.take(), is_whole) {
+            (None, false) => None,
+            (None, true) => Some(there),
+            (Some(mut before), false) => {
+                before.extend(opened);
+                Some(before)
+            }
+            (Some(before), true) => {
+                there.retain(|inode| before.contains(inode));
+                there.extend(opened);
+                Some(there)
+            }
+        };
     }
 
     fn walk(
@@ -390,7 +429,11 @@ impl Follower {
                         trouble: None,
                     });
                 }
+                // What a link leads to may be in no folder that is listed.
+                let is_link = want.links.contains_key(&path);
+                let there = want.there.as_ref().filter(|_| !is_link);
                 round.found.push(Candidate {
+                    came: there.is_some_and(|there| !there.contains(&stat.inode)),
                     want: id,
                     path,
                     base,

@@ -35,6 +35,8 @@ pub(super) struct Candidate {
     pub passed_by: bool,
     /// Found at its want's first look.
     pub first: bool,
+    /// No file had its number when its want's folders were listed whole before.
+    pub came: bool,
     /// Since when it waits for a copied file to be truncated.
     pub waits_since: Option<Duration>,
     /// The open file.
