@@ -628,7 +628,7 @@ async fn collect(
             is_started = true;
             collector.started();
             if let Some(api) = &ways.api {
-                api.started();
+                api.forget_old();
             }
             ready.store(true, Ordering::Release);
             ways.wake();

@@ -9,6 +9,7 @@
 mod spool;
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -38,6 +39,8 @@ const ATTEMPTS_OF_REMOVED: u32 = 5;
 const LOOK: Duration = Duration::from_millis(200);
 /// What was there before this start has been seen by the follower after so long: it sweeps each 5 s.
 const SEEN_AFTER: Duration = Duration::from_secs(15);
+/// A copy that nobody wrote to for so long is of no use to anybody: so long a stream is remembered that nobody sees.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// What a copier is told of its container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,9 +111,11 @@ impl ApiStdout {
                 };
                 // Of a copy nothing is passed over: what is not wanted is not copied.
                 wanted.from_start = false;
+                // What was let go by the configuration, and is wanted again, is copied again.
+                self.copies.retain(|_, copying| !copying.orders.is_closed());
                 let copying = self.copies.entry(Arc::clone(&id)).or_insert_with(|| {
                     let (orders, heard) = watch::channel(Order::Follow);
-                    let (wants, told) = watch::channel(Vec::new());
+                    let (wants, told) = watch::channel(vec![wanted.want]);
                     let copier = Copier {
                         around: Arc::clone(&self.around),
                         id,
@@ -159,19 +164,26 @@ impl ApiStdout {
         }
     }
 
-    /// Every container that is there has been heard of: copies of others are of no use to anybody.
-    pub fn started(&self) {
+    /// Removes what is left of containers that went long ago, while no daemon ran. Not at once: an engine that is down
+    /// tells of none, and the copies of its containers are where they go on.
+    pub fn forget_old(&self) {
         let Ok(listed) = std::fs::read_dir(&self.around.dir) else {
             return;
         };
-        for path in listed.flatten().map(|entry| entry.path()) {
-            let name = path.file_name().and_then(std::ffi::OsStr::to_str);
-            let id = name.and_then(|name| name.split('.').next());
-            if id.is_some_and(|id| !self.copies.contains_key(id)) {
+        for entry in listed.flatten() {
+            let age = entry.metadata().and_then(|stat| stat.modified());
+            if age.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > FORGOTTEN_AFTER))
+                && !self.is_copied(&entry.file_name())
+            {
                 // What cannot be removed now is found again at the next start.
-                drop(std::fs::remove_file(path));
+                drop(std::fs::remove_file(entry.path()));
             }
         }
+    }
+
+    fn is_copied(&self, name: &OsStr) -> bool {
+        let id = name.to_str().and_then(|name| name.split('.').next());
+        id.is_some_and(|id| self.copies.contains_key(id))
     }
 }
 
@@ -179,6 +191,8 @@ impl ApiStdout {
 enum Fault {
     /// No engine knows the container.
     Missing,
+    /// No declaration wants it any more.
+    Unwanted,
     /// In words.
     Trouble(String),
 }
@@ -213,11 +227,12 @@ impl Copier {
                         Order::Gone => break,
                     }
                 }
+                Err(Fault::Unwanted) => break,
                 Err(Fault::Missing) if order == Order::Gone => break,
                 Err(fault) => {
                     self.tell(Some(match fault {
-                        Fault::Missing => "no engine knows the container".to_owned(),
                         Fault::Trouble(cause) => cause,
+                        _ => "no engine knows the container".to_owned(),
                     }));
                     attempts += u32::from(order == Order::Gone);
                     if attempts == ATTEMPTS_OF_REMOVED {
@@ -226,12 +241,15 @@ impl Copier {
                     AGAIN
                 }
             };
+            if order == Order::Gone {
+                // Nobody gives another order.
+                tokio::time::sleep(wait).await;
+                continue;
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                changed = self.orders.changed() => if changed.is_err() && order != Order::Gone {
-                    // The daemon ends.
-                    return;
-                }
+                // Else the daemon ends: a removed container's last order is heard before its sender goes.
+                changed = self.orders.changed() => if changed.is_err() { return }
             }
         }
         self.let_go();
@@ -304,7 +322,9 @@ impl Copier {
                     Err(error) => failed = Some(error),
                 }
             }
-            self.write(&mut spool, &text, began).await;
+            if !self.write(&mut spool, &text, began).await {
+                return Err(Fault::Unwanted);
+            }
             if let Some(error) = failed {
                 return Err(fault(error));
             }
@@ -338,13 +358,14 @@ impl Copier {
         Err(last)
     }
 
-    /// Writes, however long that takes: while nothing is taken from the engine, the engine keeps it.
-    async fn write(&self, spool: &mut Spool, text: &[u8], began: tokio::time::Instant) {
+    /// Writes, however long that takes: while nothing is taken from the engine, the engine keeps it. Whether the copy is
+    /// still wanted.
+    async fn write(&self, spool: &mut Spool, text: &[u8], began: tokio::time::Instant) -> bool {
         while let Err(error) = tokio::task::block_in_place(|| spool.append(text)) {
             self.tell(Some(format!("its copy cannot be written: {error}")));
             tokio::time::sleep(AGAIN).await;
         }
-        while spool.is_full() {
+        while spool.is_full() && self.is_wanted() {
             let pipeline = &self.around.pipeline;
             // The follower must have seen this one, and need the older no more.
             let is_seen = pipeline.has_inode(&self.id, spool.inode());
@@ -354,7 +375,7 @@ impl Copier {
             });
             if is_seen && is_settled {
                 match tokio::task::block_in_place(|| spool.rotate()) {
-                    Ok(()) => return,
+                    Ok(()) => break,
                     Err(error) => {
                         self.tell(Some(format!("its copy cannot be rotated: {error}")));
                         tokio::time::sleep(AGAIN).await;
@@ -363,6 +384,14 @@ impl Copier {
             }
             tokio::time::sleep(LOOK).await;
         }
+        self.is_wanted()
+    }
+
+    /// Whether a declaration still wants it: a configuration may have let it go.
+    fn is_wanted(&self) -> bool {
+        let wants = self.wants.borrow();
+        let mut specs = wants.iter().map(|want| self.around.pipeline.spec_of(*want));
+        specs.any(|spec| spec.is_some())
     }
 
     async fn remove_when_settled(&self) {
