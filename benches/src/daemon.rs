@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::measure::Cpu;
 use crate::receiver::body;
 
 /// How to start it.
@@ -22,6 +23,27 @@ pub(crate) struct Daemon {
     log: PathBuf,
     port: u16,
     child: Option<Child>,
+}
+
+/// Lets the daemon read everything to its end once: its report, and what it cost in CPU seconds.
+///
+/// # Errors
+/// When it cannot be started, or does not end well.
+pub(crate) fn once(program: &Path, config: &Path) -> anyhow::Result<(serde_json::Value, f64)> {
+    let before = Cpu::of_children()?;
+    let done = Command::new(program)
+        .args(["run", "--once", "--json", "-c"])
+        .arg(config)
+        .stderr(Stdio::null())
+        .output()
+        .context("the daemon cannot be started")?;
+    let cost = Cpu::of_children()? - before;
+    ensure!(
+        done.status.success(),
+        "the daemon ended with {}",
+        done.status
+    );
+    Ok((serde_json::from_slice(&done.stdout)?, cost.total()))
 }
 
 /// The program that was built beside this one, unless another is asked for.

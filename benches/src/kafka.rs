@@ -5,12 +5,10 @@
 //! is the broker's own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use memchr::memchr_iter;
-use nix::sys::resource::{UsageWho, getrusage};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -110,20 +108,11 @@ impl Kafka {
                 input.display(),
             ),
         )?;
-        let before = children()?;
-        let done = Command::new(program)
-            .args(["run", "--once", "--json", "-c"])
-            .arg(&config)
-            .stderr(Stdio::null())
-            .output()
-            .context("the daemon cannot be started")?;
-        let cost = children()? - before;
-        let report: serde_json::Value = serde_json::from_slice(&done.stdout)?;
+        let (report, cost) = daemon::once(program, &config)?;
         let delivered = report[0]["ledger"]["d"]["records"].as_u64();
         ensure!(
-            done.status.success() && delivered == Some(self.lines),
-            "the daemon ended with {}: {report}",
-            done.status
+            delivered == Some(self.lines),
+            "not all is delivered: {report}"
         );
         std::fs::remove_dir_all(dir.join("data"))?;
         Ok(cost)
@@ -188,11 +177,4 @@ impl Kafka {
         let (first, end) = consumer.fetch_watermarks(topic, 0, LONG)?;
         Ok(u64::try_from(end - first)?)
     }
-}
-
-/// CPU seconds of all children that have ended.
-fn children() -> anyhow::Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }

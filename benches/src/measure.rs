@@ -34,6 +34,14 @@ impl Cpu {
         Self::used(UsageWho::RUSAGE_THREAD)
     }
 
+    /// Of all children that have ended and been waited for.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub(crate) fn of_children() -> io::Result<Self> {
+        Self::used(UsageWho::RUSAGE_CHILDREN)
+    }
+
     fn used(who: UsageWho) -> io::Result<Self> {
         let usage = getrusage(who)?;
         let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;

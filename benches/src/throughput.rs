@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 
+use crate::daemon;
 use crate::load::Load;
 use crate::receiver::Running;
 
@@ -184,29 +184,12 @@ impl Throughput {
                 _ => Vec::new(),
             };
             let config = self.config(to, outputs, input, dir, &receivers)?;
-            let children = || -> anyhow::Result<f64> {
-                let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-                let seconds =
-                    |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
-                Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
-            };
-            let (before, clock) = (children()?, Instant::now());
-            let done = Command::new(program)
-                .args(["run", "--once", "--json", "-c"])
-                .arg(&config)
-                .stderr(Stdio::null())
-                .output()
-                .context("the daemon cannot be started")?;
+            let clock = Instant::now();
+            let (report, cpu) = daemon::once(program, &config)?;
             cost.wall_seconds.push(clock.elapsed().as_secs_f64());
-            cost.cpu_seconds.push(children()? - before);
+            cost.cpu_seconds.push(cpu);
             let rss = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss();
             cost.peak_rss_bytes = u64::try_from(rss).unwrap_or(0) * 1024;
-            ensure!(
-                done.status.success(),
-                "the daemon ended with {}",
-                done.status
-            );
-            let report: serde_json::Value = serde_json::from_slice(&done.stdout)?;
             for output in 0..usize::from(outputs) {
                 let records = report[output]["ledger"]["d"]["records"].as_u64();
                 ensure!(

@@ -11,6 +11,7 @@ use ringpilot_shared::host::RealHost;
 use tower::ServiceExt;
 
 use super::*;
+use crate::ledger::Lost;
 use crate::run;
 use crate::settings::Settings;
 
